@@ -1,0 +1,73 @@
+# `make book` and `make test` need only python3 and make: they set up .venv themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEVICE ?= cpu
+WORKERS ?= 1
+PORT ?= 8000
+STUDIES := table1 control
+
+# Small networks on few cores: one thread a process is many times faster than all
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup browser lint type test quick lite full book serve bench check clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "make %-7s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY)  ## install everything into .venv
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  apt-get update -qq && apt-get install -y -qq python3-venv && \
+	  $(PYTHON) -m venv --clear .venv; } || { \
+	  echo "no venv module: install python3-venv and run this again" >&2; exit 6; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+browser:  # Chromium, for the tests of the built pages
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || { \
+	  echo "the tests of the pages need Chromium: install it and run this again" >&2; exit 6; }
+
+lint: $(READY)  ## ruff: rules and layout
+	$(BIN)/ruff check src tests book benchmarks
+	$(BIN)/ruff format --check src tests book benchmarks
+
+type: $(READY)  ## mypy, strict, on src
+	$(BIN)/mypy
+
+test: $(READY) browser  ## all tests, chapters and pages included
+	$(BIN)/pytest -n auto --dist loadgroup
+
+quick: $(READY)  ## every chapter at smoke scale, training included, in a minute or two
+	$(BIN)/python -c 'from saddlebook import book; book.execute_all(scale="quick")'
+
+lite: $(READY)  ## the records of the laptop scale; needs SADDLEBOOK_DATA; resumable
+	for study in $(STUDIES); do $(BIN)/python -m saddlebook run $$study \
+	  --scale lite --workers $(WORKERS) || exit $$?; done
+
+full: $(READY)  ## the paper's own setting on a GPU; needs SADDLEBOOK_DATA; resumable
+	for study in $(STUDIES); do $(BIN)/python -m saddlebook run $$study \
+	  --scale full --device $(if $(filter cpu,$(DEVICE)),cuda,$(DEVICE)) || exit $$?; done
+
+book: $(READY)  ## the book, from committed records, into _build/html
+	$(BIN)/python -m saddlebook book
+
+serve: book  ## the book at http://127.0.0.1:8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+bench: $(READY)  ## the benchmarks, each a table
+	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit $$?; done
+
+check: lint type test  ## lint, types, tests, records
+	$(BIN)/python -m saddlebook verify
+
+clean:  ## remove what was built; .venv and checkpoints stay
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,45 @@
+"""saddlebook: long-tailed classes, saddles and SAM, measured.
+
+The names users need are attributes of the package and are imported on first use, so
+``import saddlebook`` is quick and asks for nothing but the standard library:
+
+    import saddlebook as sb
+    record = sb.run(sb.at_scale(sb.Experiment(optimizer="sam", rho=0.5), "quick"))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "Experiment": "experiment",
+    "at_scale": "experiment",
+    "run": "runner",
+    "run_all": "runner",
+    "Record": "record",
+    "Store": "store",
+    "SAM": "optim",
+    "Spectrum": "spectrum",
+    "class_spectra": "hessian",
+}
+_MODULES = (
+    "data", "models", "losses", "optim", "train", "lanczos", "hessian", "saddles",
+    "experiment", "studies", "runner", "record", "store", "report", "figures",
+    "widgets", "book", "errors",
+)  # fmt: skip
+__all__ = ["__version__", *_MODULES, *_NAMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(import_module(f"saddlebook.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"saddlebook.{name}")
+    raise AttributeError(f"module 'saddlebook' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

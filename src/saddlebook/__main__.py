@@ -1,0 +1,189 @@
+"""The command line: ``python -m saddlebook run|status|verify|book|spectra``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from saddlebook import runner, studies
+from saddlebook.errors import SaddlebookError, UsageError, one_of
+from saddlebook.experiment import SCALES, Experiment
+from saddlebook.store import Store
+
+_COMMANDS = ("run", "status", "verify", "book", "spectra")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see python -m saddlebook --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; errors are one line on stderr, the return value is the exit code.
+
+    0 ok · 2 usage · 3 data · 4 checkpoint or record corrupt · 5 numerical · 6
+    environment · 7 disk or memory · 8 locked · 9 verification failed · 75 stopped and
+    resumable · 130 interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if arguments and not arguments[0].startswith("-"):
+            one_of("command", arguments[0], _COMMANDS)
+        options = _parser().parse_args(arguments)
+        return int(options.command(options) or 0)
+    except SaddlebookError as error:
+        if os.environ.get("SADDLEBOOK_DEBUG"):
+            raise
+        print(f"saddlebook: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "saddlebook: interrupted; the last checkpoint is kept, the same command "
+            "continues",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m saddlebook", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = _command(commands, "run", _run, "train what a study lacks; resumable")
+    _add_study(run)
+    run.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    run.add_argument("--data", default=os.environ.get("SADDLEBOOK_DATA"))
+    run.add_argument("--work", default=runner.WORK, help="folder of checkpoints")
+    run.add_argument("--threads", type=int, default=1, help="of one run, on the CPU")
+    run.add_argument("--workers", type=int, default=1, help="processes on the CPU")
+    run.add_argument("--group", type=int, help="runs side by side on one device")
+    run.add_argument("--precision", help="instead of the study's: tf32, bf16, ...")
+    run.add_argument("--only", help="methods whose name contains this")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+    status = _command(commands, "status", _status, "records done, missing, stale")
+    _add_study(status, optional=True)
+    status.add_argument("--work", default=runner.WORK)
+    verify = _command(commands, "verify", _verify, "check every record")
+    verify.add_argument("--results", default="results")
+    book = _command(commands, "book", _book, "execute the chapters, build the book")
+    book.add_argument("--scale", default="lite")
+    book.add_argument("--results", default="results")
+    return parser
+
+
+def _command(commands: Any, name: str, action: Any, help_: str) -> Any:
+    command = commands.add_parser(name, help=help_)
+    command.set_defaults(command=action)
+    return command
+
+
+def _add_study(command: Any, optional: bool = False) -> None:
+    count = "?" if optional else None
+    command.add_argument("study", nargs=count, help=", ".join(studies.STUDIES))
+    command.add_argument("--scale", default="full", help=", ".join(SCALES))
+    command.add_argument("--results", default="results")
+    command.add_argument("--seeds", help="such as 0,1,2; default: all of the study's")
+
+
+def _experiments(options: argparse.Namespace) -> list[Experiment]:
+    seeds = None
+    if options.seeds is not None:
+        try:
+            seeds = [int(part) for part in options.seeds.split(",")]
+        except ValueError:
+            raise UsageError(
+                f"--seeds {options.seeds!r} must be integers such as 0,1,2"
+            ) from None
+    names = [options.study] if options.study else list(studies.STUDIES)
+    chosen = [e for name in names for e in studies.named(name, options.scale, seeds)]
+    if only := getattr(options, "only", None):
+        chosen = [e for e in chosen if only in e.method]
+        if not chosen:
+            raise UsageError(f"no method of {options.study} contains {only!r}")
+    if precision := getattr(options, "precision", None):
+        chosen = [replace(e, precision=precision) for e in chosen]
+    return list(dict.fromkeys(chosen))
+
+
+def _run(options: argparse.Namespace) -> int:
+    chosen = _experiments(options)
+    runner.check_device(options.device)
+    if options.workers > 1:
+        return _in_parallel(options.workers)
+    torch.set_num_threads(max(1, options.threads))
+    # denormal numbers make small gradients many times slower on the CPU
+    torch.set_flush_denormal(True)
+    store = Store(Path(options.results) / options.scale)
+    epochs = sum(e.epochs for e in store.missing(chosen))
+    progress = runner.Progress(epochs, show=not options.quiet)
+    with progress.signals():
+        try:
+            runner.run_all(
+                chosen,
+                data_root=options.data,
+                device=options.device,
+                work=options.work,
+                results=options.results,
+                watcher=progress,
+                group=options.group,
+                note=lambda line: print(line, file=sys.stderr),
+            )
+        finally:
+            progress.close()
+            torch.set_flush_denormal(False)
+            if progress.signal == signal.SIGINT:
+                raise KeyboardInterrupt
+    print(f"{len(chosen)} records of {options.study} are in {store.path}")
+    return 0
+
+
+def _in_parallel(workers: int) -> int:
+    """The same command several times; locks share the runs out among them."""
+    arguments = sys.argv[1:]
+    arguments[arguments.index("--workers") + 1] = "1"
+    command = [sys.executable, "-m", "saddlebook", *arguments]
+    children = [subprocess.Popen(command) for _ in range(workers)]
+    try:
+        codes = [child.wait() for child in children]
+    except KeyboardInterrupt:
+        codes = [child.wait() for child in children]
+        raise
+    # a worker that finds all that is left taken ends with 8; the others finish it
+    return max((code for code in codes if code != 8), default=8)
+
+
+def _status(options: argparse.Namespace) -> int:
+    store = Store(Path(options.results) / options.scale)
+    for experiment in _experiments(options):
+        record = store.get(experiment)
+        state = "missing" if record is None else "stale" if record.stale else "done"
+        if record is None and (Path(options.work) / experiment.training.slug).exists():
+            state = "started"
+        print(f"{state:8} {experiment.slug}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    stores = [Store(Path(options.results) / scale) for scale in SCALES]
+    counts = [len(store.verify()) for store in stores if store.path.exists()]
+    print(f"{sum(counts)} records verified")
+    return 0
+
+
+def _book(options: argparse.Namespace) -> int:
+    from saddlebook import book
+
+    book.build(scale=options.scale, results=options.results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

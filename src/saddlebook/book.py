@@ -1,0 +1,406 @@
+"""From chapters to pages: jupytext → papermill → tidy → Jupyter Book, warnings fail.
+
+Knows notebooks and folders; no tensor. The build itself runs no code and no network.
+A chapter succeeded if its last cell left the footer's mark and the records named there
+verify; papermill's exit code and metadata say "completed" after a killed kernel.
+
+As a Sphinx extension (``setup``) it keeps the pages free of outside scripts.
+"""
+
+from __future__ import annotations
+
+import html.parser
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from saddlebook.errors import SaddlebookError, UsageError, VerifyError, one_of
+from saddlebook.experiment import SCALES
+from saddlebook.files import locked, write_whole
+from saddlebook.page import Page, check_parameters, sentinel
+
+__all__ = ["Page", "build", "execute", "execute_all", "export", "setup"]
+
+_SOURCES = ("_config.yml", "_toc.yml")
+# Absolute paths of any machine, in text that readers get
+MACHINE_PATH = re.compile(r"(?<![\w.])(/(root|home|Users|tmp|work)/[\w.]|[A-Z]:\\\\)")
+
+
+def chapters(root: str | os.PathLike[str] = ".") -> list[Path]:
+    """Chapter sources in the order of ``_toc.yml``.
+
+    Raises:
+        VerifyError: The contents and the files of ``book/`` differ.
+    """
+    root = Path(root)
+    found = [root / f"{entry}.py" for entry in entries(root)]
+    found = [path for path in found if not path.with_suffix(".md").exists()]
+    missing = [path.stem for path in found if not path.exists()]
+    extra = {path.stem for path in (root / "book").glob("*.py")}
+    extra -= {path.stem for path in found}
+    if missing or extra:
+        raise VerifyError(
+            f"_toc.yml and book/ differ: missing {missing}, not listed {sorted(extra)}"
+        )
+    return found
+
+
+def entries(root: Path) -> list[str]:
+    """Pages in the order of ``_toc.yml``, as paths without a suffix."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text())
+    parts = toc.get("parts", [toc])
+    return [toc["root"], *(c["file"] for p in parts for c in p.get("chapters", []))]
+
+
+def read(chapter: Path) -> Any:
+    """Read a percent script as a notebook with a kernel name."""
+    import jupytext
+
+    notebook = jupytext.read(chapter, fmt="py:percent")
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"{chapter.stem}-{index}"
+        cell.metadata.setdefault("tags", [])
+    return notebook
+
+
+def _declared(notebook: Any, name: str) -> str:
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise UsageError(
+            f"{name} has {len(cells)} cells tagged 'parameters'; it needs one"
+        )
+    return str(cells[0].source)
+
+
+def export(
+    chapter: Path, output: Path, parameters: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a chapter as a notebook without outputs, as a reader would download it.
+
+    Raises:
+        UsageError: A parameter that the chapter does not declare.
+    """
+    import nbformat
+    import papermill
+
+    notebook = read(chapter)
+    if parameters:
+        check_parameters(_declared(notebook, chapter.stem), parameters)
+        notebook = papermill.execute_notebook(
+            notebook, None, dict(parameters), prepare_only=True
+        )
+        notebook = tidy(notebook, chapter.stem)
+    return write_whole(output, nbformat.writes(notebook).encode())
+
+
+def execute(
+    chapter: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    root: str | os.PathLike[str] = ".",
+    timeout: int = 600,
+) -> Any:
+    """Run a chapter through papermill and check that it got to its end.
+
+    Args:
+        chapter: Percent script.
+        output: Where papermill keeps the executed copy, of a failed run too.
+        parameters: Checked against the chapter's ``parameters`` cell before anything
+            starts.
+        root: Folder the kernel runs in.
+        timeout: Seconds a cell may take.
+
+    Returns:
+        The executed notebook.
+
+    Raises:
+        UsageError: Unknown or ill-typed parameter.
+        VerifyError: A cell raised, the kernel died, the last cell was not reached, or
+            the records it showed are not there.
+    """
+    import papermill
+
+    notebook = read(chapter)
+    check_parameters(_declared(notebook, chapter.stem), parameters)
+    one_of("scale", parameters.get("scale", "lite"), SCALES)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        done = papermill.execute_notebook(
+            notebook,
+            str(output).replace("{", "{{").replace("}", "}}"),
+            dict(parameters),
+            cwd=str(root),
+            progress_bar=False,
+            execution_timeout=timeout,
+        )
+    except Exception as error:
+        raise VerifyError(
+            f"chapter {chapter.stem} failed: {_cause(error)}; executed copy: {output}"
+        ) from error
+    _check_finished(done, chapter, output)
+    return done
+
+
+def _cause(error: Exception) -> str:
+    """One line: the exception of the cell, or what became of the kernel."""
+    name, value = getattr(error, "ename", None), getattr(error, "evalue", None)
+    first = str(value if name else error).strip().splitlines() or [""]
+    return f"{name or type(error).__name__}: {first[0]}"
+
+
+def _check_finished(notebook: Any, chapter: Path, output: Path) -> None:
+    mark = sentinel(notebook.cells[-1].get("outputs", []))
+    if mark is None or mark["chapter"] != chapter.stem:
+        raise VerifyError(
+            f"chapter {chapter.stem} stopped before its last cell (page.footer()); "
+            f"executed copy: {output}"
+        )
+
+
+def _execute_quietly(arguments: tuple[Any, ...]) -> tuple[Any, str]:
+    """Run in a worker: errors travel as text, so that every chapter is tried."""
+    chapter, output, parameters, root = arguments
+    try:
+        return execute(chapter, output, parameters, root=root), ""
+    except SaddlebookError as error:
+        return None, str(error)
+
+
+def execute_all(
+    root: str | os.PathLike[str] = ".",
+    *,
+    scale: str = "quick",
+    results: str = "results",
+    device: str = "cpu",
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Run every chapter, side by side, each in a process of its own.
+
+    Returns:
+        Executed notebooks by chapter.
+
+    Raises:
+        VerifyError: Names every chapter that failed and why.
+    """
+    root = Path(root).resolve()
+    folder = "_build" if scale == "quick" else results
+    parameters = {"scale": scale, "device": device, "results": folder}
+    todo = chapters(root)
+    jobs = [
+        (path, root / "_build" / "executed" / f"{path.stem}.ipynb", parameters, root)
+        for path in todo
+    ]
+    # spawn: papermill changes the working directory, and forked threads deadlock
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers or os.cpu_count(), context) as pool:
+        done = list(pool.map(_execute_quietly, jobs))
+    failures = [error for _, error in done if error]
+    if failures:
+        raise VerifyError("\n".join(failures))
+    return {path.stem: notebook for path, (notebook, _) in zip(todo, done, strict=True)}
+
+
+def build(
+    root: str | os.PathLike[str] = ".",
+    *,
+    scale: str = "lite",
+    results: str = "results",
+    device: str = "cpu",
+) -> Path:
+    """Execute all chapters and build the book into ``_build/html``.
+
+    The old pages are replaced only by a whole, checked new book.
+
+    Raises:
+        UsageError: ``quick``, which is never published.
+        VerifyError: A chapter failed, a warning, or a page or figure is missing.
+    """
+    if one_of("scale", scale, SCALES) == "quick":
+        raise UsageError("a quick book is no evidence; build it at lite or full scale")
+    root = Path(root).resolve()
+    with locked(root / "_build" / "book.lock", "the book"):
+        pages = execute_all(root, scale=scale, results=results, device=device)
+        stage = _stage(root, pages, Path(results))
+        made = _sphinx(root, stage)
+        check_pages(made, entries(root))
+        final = root / "_build" / "html"
+        shutil.rmtree(final, ignore_errors=True)
+        made.replace(final)
+    return final
+
+
+def _stage(root: Path, pages: Mapping[str, Any], results: Path) -> Path:
+    """Lay out what Jupyter Book reads: settings, text, executed notebooks, records."""
+    import nbformat
+
+    stage = root / "_build" / "src"
+    shutil.rmtree(stage, ignore_errors=True)
+    shutil.copytree(
+        root / "book", stage / "book", ignore=shutil.ignore_patterns("*.py")
+    )
+    for name in _SOURCES:
+        shutil.copy2(root / name, stage / name)
+    for stem, notebook in pages.items():
+        _copy_records(notebook, root / results, stage / "book/_static/results")
+        text = nbformat.writes(tidy(notebook, stem))
+        write_whole(stage / "book" / f"{stem}.ipynb", text.encode())
+    return stage
+
+
+def _copy_records(notebook: Any, results: Path, target: Path) -> None:
+    """Put the records a page shows beside it, so that its footer's links lead there."""
+    mark = sentinel(notebook.cells[-1].outputs) or {}
+    for slug, scale in mark.get("records", {}).items():
+        source = results / scale / f"{slug}.json"
+        (target / scale).mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target / scale / source.name)
+
+
+def tidy(notebook: Any, name: str) -> Any:
+    """Ready an executed notebook for readers.
+
+    Hides the injected parameters, drops widget views that have an HTML twin and all
+    run metadata, and refuses what a page must not hold.
+
+    Raises:
+        VerifyError: Foreign HTML or script, stderr, or a machine's path.
+    """
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"{name}-{index}"  # not random: builds repeat
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        tags = cell.metadata.tags
+        if "injected-parameters" in tags and "remove-cell" not in tags:
+            tags.append("remove-cell")
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if not _is_bare_repr(out)]
+            for output in cell.outputs:
+                _tidy_output(output, name)
+    return notebook
+
+
+def _is_bare_repr(output: Any) -> bool:
+    """``<Axes: …>`` and its like, which a cell's last line leaves behind."""
+    text = str(output.get("data", {}).get("text/plain", ""))
+    alone = output.output_type == "execute_result" and len(output.data) == 1
+    return alone and text.startswith("<") and text.endswith(">")
+
+
+def _tidy_output(output: Any, name: str) -> None:
+    data = output.get("data", {})
+    if "text/html" in data:
+        data.pop("application/vnd.jupyter.widget-view+json", None)
+        ours = "saddlebook" in output.metadata or "afm-static" in data["text/html"]
+        if not ours:
+            raise VerifyError(
+                f"{name} shows HTML that is not the library's; use page.table(frame)"
+            )
+    if "application/javascript" in data or output.get("name") == "stderr":
+        raise VerifyError(f"{name} shows script or stderr: {str(output)[:200]}")
+    shown = [str(value) for kind, value in data.items() if "image" not in kind]
+    found = MACHINE_PATH.search("\n".join([*shown, str(output.get("text", ""))]))
+    if found:
+        raise VerifyError(f"{name} shows a path of this machine: {found[0]}…")
+
+
+def _sphinx(root: Path, stage: Path) -> Path:
+    """Build the staged book; any warning is an error."""
+    target = root / "_build" / "new"
+    shutil.rmtree(target, ignore_errors=True)
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(stage)]
+    command += ["--path-output", str(target), "-n", "-W", "--keep-going", "--all"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    said = done.stdout + done.stderr
+    log = write_whole(root / "_build/book.log", said.encode())
+    if done.returncode:
+        lines = [line for line in said.splitlines() if line.strip()]
+        loud = [line for line in lines if "WARNING" in line or "ERROR" in line]
+        why = "\n".join(loud[:20] or lines[-5:])
+        raise VerifyError(f"the book did not build; log: {log}\n{why}")
+    return target / "_build" / "html"
+
+
+class _Links(html.parser.HTMLParser):
+    """Collects what a page loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+
+    def handle_starttag(
+        self, tag: str, attrs: Iterable[tuple[str, str | None]]
+    ) -> None:
+        values = dict(attrs)
+        if tag in {"script", "img", "iframe", "source"} and values.get("src"):
+            self.loaded.append(str(values["src"]))
+        relation = str(values.get("rel"))
+        if tag == "link" and ("stylesheet" in relation or "preload" in relation):
+            self.loaded.append(str(values.get("href")))
+
+
+def check_pages(folder: Path, entries: Iterable[str]) -> None:
+    """Check that every page is there and loads only whole files that lie beside it.
+
+    Raises:
+        VerifyError: Lists every fault.
+    """
+    faults = []
+    for entry in entries:
+        page = folder / f"{entry}.html"
+        if not page.exists() or page.stat().st_size < 1000:
+            faults.append(f"page {entry} is missing or empty")
+            continue
+        links = _Links()
+        links.feed(page.read_text())
+        faults += [f"{entry}: {why}" for why in _load_faults(page, links.loaded)]
+    if faults:
+        raise VerifyError("\n".join(faults))
+
+
+def _load_faults(page: Path, loaded: Iterable[str]) -> list[str]:
+    faults = []
+    for link in loaded:
+        if re.match(r"(https?:)?//", link):
+            faults.append(f"loads {link} from the network")
+        elif not link.startswith("data:"):
+            file = page.parent / link.split("?")[0].split("#")[0]
+            if not file.is_file() or not file.stat().st_size:
+                faults.append(f"{link} is missing or empty")
+    return faults
+
+
+def _clean(app: Any, pagename: str, template: str, context: Any, doctree: Any) -> None:
+    """Keep the page off the network: each script once, no thebe."""
+    seen, kept = set(), []
+    for script in context.get("script_files", []):
+        name = str(getattr(script, "filename", script) or "")
+        body = getattr(script, "attributes", {}).get("body", "")
+        if "thebe" in name.lower() or "THEBE" in body or (name, body) in seen:
+            continue
+        seen.add((name, body))
+        kept.append(script)
+    context["script_files"] = kept
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("html-page-context", _clean, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,103 @@
+"""From a product to a spectrum whose numbers carry their errors.
+
+Knows products and recurrences; asks no question about classes or modes.
+Legend: n parameters, K steps.
+
+References:
+    Parlett 1998, theorem 4.5.1 (residual bound).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from saddlebook.errors import VerifyError
+from saddlebook.lanczos import Probe, summary
+from saddlebook.products import Product
+from saddlebook.recurrence import State, starts
+from saddlebook.resnet_product import ResNetProduct, best_product
+from saddlebook.spectrum import Spectrum
+from saddlebook.traces import deflated_trace, exact_trace, piecewise_affine
+
+_ROUNDED = 16  # images on which the rounding of a product is measured
+_TRACE_PROBES = 20  # products of the trace estimate where it cannot be exact
+
+
+def precision(model: nn.Module) -> torch.dtype:
+    """Float64 for a float64 model, else float32."""
+    double = any(p.dtype == torch.float64 for p in model.parameters())
+    return torch.float64 if double else torch.float32
+
+
+def start(product: Product, seed: int, probe: int = 0) -> State:
+    """A recurrence before its first step."""
+    vector = starts(product.size, seed, probe)
+    return State(vector.to(product.device, product.dtype)[None])
+
+
+def check_fixed(product: Product) -> None:
+    """Apply model and operator twice; Lanczos needs the same answer, bit for bit.
+
+    Raises:
+        VerifyError: They differ.
+    """
+    first, second = product.logits(), product.logits()
+    if not torch.equal(first, second):
+        losses = [float(product.loss(z, product.labels)) for z in (first, second)]
+        raise VerifyError(
+            "operator changed between two passes: loss {:.6g} vs {:.6g}; cause: the "
+            "model's forward is random (functional dropout, noise) or keeps a state; "
+            "fix it, a changing operator fakes negative curvature".format(*losses)
+        )
+    vector = starts(product.size, 0, 0)
+    if not torch.equal(product(vector), product(vector)):
+        raise VerifyError(
+            "operator changed between two products; cause: non-deterministic kernels; "
+            "set torch.use_deterministic_algorithms(True)"
+        )
+
+
+def certified(product: Product, probes: Sequence[Probe]) -> Spectrum:
+    """Quadrature and both ends, one product for each, rounding inside the bounds."""
+    exact = product
+    if isinstance(product, ResNetProduct) and product.inner != product.dtype:
+        exact = ResNetProduct(product.problem, product.dtype)
+    result = summary(probes, exact, 8 * torch.finfo(torch.float64).eps)
+    if product.dtype == torch.float64:
+        return result
+    floor = _rounding(exact, result.vector_max) * result.scale
+    return replace(
+        result,
+        lambda_min_bound=result.lambda_min_bound + floor,
+        lambda_max_bound=result.lambda_max_bound + floor,
+    )
+
+
+def _rounding(product: Product, vector: torch.Tensor) -> float:
+    """Twice the relative change that float64 makes to a product over a few images."""
+    problem = product.problem
+    few = slice(None if problem.batch_norm == "batch" else _ROUNDED)
+    part = problem._replace(images=problem.images[few], labels=problem.labels[few])
+    rough, fine = (
+        best_product(part, d)(vector) for d in (product.dtype, torch.float64)
+    )
+    return 2 * float((rough - fine).norm()) / max(float(fine.norm()), 1e-300)
+
+
+def with_trace(
+    result: Spectrum, product: Product, state: State, seed: int = 0
+) -> Spectrum:
+    """Put the exact trace in, or the deflated estimate where it is not exact."""
+    fixed = product.problem.batch_norm == "running"
+    if fixed and piecewise_affine(product.problem.model):
+        trace, size = exact_trace(product)
+        error, method = size * torch.finfo(product.dtype).eps, "exact"
+    else:
+        rows = state.basis[: state.steps]
+        trace, error = deflated_trace(product, rows, state.alpha, seed, _TRACE_PROBES)
+        method = "deflated"
+    return replace(result, trace=trace, trace_error=error, trace_method=method)

@@ -1,0 +1,276 @@
+"""One run's weights as one flat tensor, and a whole training step on it.
+
+Knows tensors and the step's arithmetic; no epochs, no files, no experiment.
+Parameters, gradients, momentum and batch-norm statistics of a run live in four flat
+tensors; the module's parameters are views, so perturbing, restoring and updating are
+a few operations, whatever the network.
+
+Legend: P parameters, N images, C classes.
+
+References:
+    SAM: Foret et al. 2021, algorithm 1; PGD: perturbed SGD of Jin et al. 2021
+    (algorithm 2), noise at every step; LPF-SGD: Bisla et al. 2022, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saddlebook.losses import Adjustment, FocalLoss
+from saddlebook.optim import frozen_statistics
+
+
+class Objective(NamedTuple):
+    """The training loss as tensors, so that runs differ in tensors only."""
+
+    adjust: Adjustment
+    focal_gamma: float | None = None
+
+    def __call__(self, logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+        """Mean loss; class weights [C] divide by their sum over the batch."""
+        if self.focal_gamma is not None:
+            focal = FocalLoss(self.focal_gamma)
+            focal.weight = weight  # as it is: a check would make the host wait
+            return focal(logits, targets)
+        # PAPER: a weighted mean over the batch, not a sum over N
+        return F.cross_entropy(self.adjust(logits, targets), targets, weight)
+
+    def like(self, tensor: Tensor) -> Objective:
+        """The same with its tensors on the device and of the type of ``tensor``."""
+        scale, *others = self.adjust
+        tensors = (other.to(tensor) for other in others)
+        return self._replace(adjust=Adjustment(scale, *tensors))
+
+
+class Hyper(NamedTuple):
+    """What a schedule changes between epochs; device tensors, read by every step."""
+
+    lr: Tensor  # []
+    rho: Tensor  # []
+    weight: Tensor  # [C]
+    ascend: bool = True  # False: SAM takes a plain SGD step, one pass
+
+
+class State(NamedTuple):
+    """All that training changes: enough to continue bit for bit."""
+
+    weights: Tensor  # [P]
+    momentum: Tensor  # [P]
+    statistics: Tensor  # [S], batch-norm means and variances
+
+
+class Replica:
+    """A network and its optimizer state in flat tensors.
+
+    Args:
+        model: Is taken over: parameters and buffers become views.
+        objective: Training loss.
+        optimizer: ``sgd``, ``sam``, ``pgd`` or ``lpf``.
+        momentum: Heavy ball.
+        weight_decay: On all parameters.
+        sam_bn: ``both`` or ``first``: passes that update batch-norm statistics.
+        noise: See ``Experiment.noise``.
+        lpf_samples: See ``Experiment.lpf_samples``.
+        noise_seed: Seeds the noise of PGD and LPF-SGD.
+        autocast: bf16 products, float32 weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        optimizer: str = "sgd",
+        momentum: float = 0.9,
+        weight_decay: float = 2e-4,
+        sam_bn: str = "both",
+        noise: float = 0.0,
+        lpf_samples: int = 1,
+        noise_seed: int = 0,
+        autocast: bool = False,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.optimizer = optimizer
+        self.decay, self.beta = weight_decay, momentum
+        self.sam_bn, self.autocast = sam_bn, autocast
+        self.noise, self.lpf_samples = noise, lpf_samples
+        self._noise_seed = noise_seed
+        self.generator = torch.Generator(next(model.parameters()).device)
+        self.names = [name for name, _ in model.named_parameters()]
+        self.sizes = [p.numel() for p in model.parameters()]
+        self.weights, self.grad = _flatten_parameters(model)
+        self.statistics = _flatten_statistics(model)
+        self.momentum = torch.zeros_like(self.weights)
+        self._kept = torch.empty_like(self.weights)
+        self._loss = objective.like(self.weights)
+
+    @property
+    def state(self) -> State:
+        """The live tensors; clone before keeping."""
+        return State(self.weights, self.momentum, self.statistics)
+
+    def load(self, state: State) -> None:
+        """Copy ``state`` in; the views stay bound."""
+        for live, saved in zip(self.state, state, strict=True):
+            live.copy_(saved)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Make the noise of PGD and LPF-SGD a function of (seed, epoch, step)."""
+        self.generator.manual_seed(self._noise_seed * 100_003 + epoch)
+
+    def step(self, images: Tensor, targets: Tensor, hyper: Hyper) -> Tensor:
+        """One optimizer step on images [N, 3, H, W]; returns the loss, on the device.
+
+        SAM's loss is that of the first pass, at the unperturbed weights.
+        """
+        if self.optimizer == "sam" and hyper.ascend:
+            loss = self._sam(images, targets, hyper)
+        elif self.optimizer == "lpf":
+            loss = self._lpf(images, targets, hyper)
+        else:
+            loss = self._pass(images, targets, hyper)
+        if self.optimizer == "pgd":
+            self.grad.add_(self._gaussian() * (self.noise / len(self.grad) ** 0.5))
+        self._update(hyper)
+        return loss
+
+    def _pass(self, images: Tensor, targets: Tensor, hyper: Hyper) -> Tensor:
+        """Forward and backward; the gradient is left in ``self.grad``."""
+        self.grad.zero_()
+        return self._accumulate(images, targets, hyper)
+
+    def _accumulate(self, images: Tensor, targets: Tensor, hyper: Hyper) -> Tensor:
+        with self._cast():
+            logits = self.model(images)
+        logits = logits.to(self.weights.dtype)
+        loss = self._loss(logits, targets, hyper.weight)
+        loss.backward()
+        return loss.detach()
+
+    def _sam(self, images: Tensor, targets: Tensor, hyper: Hyper) -> Tensor:
+        loss = self._pass(images, targets, hyper)
+        self._kept.copy_(self.weights)
+        # ε = ρ·g/(‖g‖ + 1e-12), one norm over all parameters
+        self.weights.add_(self.grad * (hyper.rho / (self.grad.norm() + 1e-12)))
+        # PAPER: the second pass, too, updates the batch-norm statistics
+        quiet = self.sam_bn == "first"
+        with frozen_statistics(self.model) if quiet else contextlib.nullcontext():
+            self._pass(images, targets, hyper)
+        self.weights.copy_(self._kept)
+        return loss
+
+    def _update(self, hyper: Hyper) -> None:
+        """Weight decay, momentum and step, at the unperturbed weights."""
+        self.grad.add_(self.weights, alpha=self.decay)
+        self.momentum.mul_(self.beta).add_(self.grad)
+        self.weights.sub_(self.momentum * hyper.lr)
+
+    def _gaussian(self) -> Tensor:
+        return torch.empty_like(self.grad).normal_(generator=self.generator)
+
+    def _lpf(self, images: Tensor, targets: Tensor, hyper: Hyper) -> Tensor:
+        """Mean gradient over M parts of the batch, each at its own noisy weights."""
+        self.grad.zero_()
+        self._kept.copy_(self.weights)
+        scale = self._filter_norms() * self.noise
+        losses = []
+        # batch norm needs two images: a short last batch is split into fewer parts
+        parts = min(self.lpf_samples, max(1, len(targets) // 2))
+        for part, labels in zip(images.chunk(parts), targets.chunk(parts), strict=True):
+            self.weights.add_(self._gaussian() * scale)
+            losses.append(self._accumulate(part, labels, hyper))
+            self.weights.copy_(self._kept)
+        self.grad.div_(len(losses))
+        return torch.stack(losses).mean()
+
+    def _filter_norms(self) -> Tensor:
+        """Norm of each parameter's filter (of the whole tensor if 1-D), [P]."""
+        norms = []
+        parts = zip(
+            self.weights.split(self.sizes), self.model.parameters(), strict=True
+        )
+        for part, p in parts:
+            # a filter's values lie together in the flat tensor, see _view
+            rows = p.shape[0] if p.ndim > 1 else 1
+            norms.append(
+                part.view(rows, -1).norm(dim=1).repeat_interleave(len(part) // rows)
+            )
+        return torch.cat(norms)
+
+    def _cast(self) -> torch.autocast:
+        """bf16 products where asked for; nothing cached, as a CUDA graph needs it."""
+        return torch.autocast(
+            self.weights.device.type,
+            torch.bfloat16,
+            enabled=self.autocast,
+            cache_enabled=False,
+        )
+
+    def first_nonfinite(self) -> str:
+        """Name of the first parameter (or ``x.grad``) holding NaN or infinity."""
+        for suffix, flat in (("", self.weights), (".grad", self.grad)):
+            for name, part in zip(self.names, flat.split(self.sizes), strict=True):
+                if not part.isfinite().all():
+                    return name + suffix
+        return "batch-norm statistics" if not self.statistics.isfinite().all() else ""
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, chunk: int = 1000) -> Tensor:
+        """Eval-mode outputs [N, C]; the mode is restored."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self._cast():
+                parts = [self.model(part) for part in images.split(chunk)]
+        finally:
+            self.model.train(was_training)
+        return torch.cat(parts).to(self.weights.dtype)
+
+
+def _flatten_parameters(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Make all parameters and gradients views of two flat tensors [P].
+
+    Convolution weights lie channels-last inside, as the fast kernels want them.
+    """
+    params = list(model.parameters())
+    first = params[0]
+    flat = torch.empty(
+        sum(p.numel() for p in params), dtype=first.dtype, device=first.device
+    )
+    grad = torch.zeros_like(flat)
+    start = 0
+    for p in params:
+        stop = start + p.numel()
+        view, grad_view = (_view(t[start:stop], p.shape) for t in (flat, grad))
+        view.copy_(p.data)
+        p.data, p.grad = view, grad_view
+        start = stop
+    return flat, grad
+
+
+def _view(flat: Tensor, shape: torch.Size) -> Tensor:
+    if len(shape) != 4:
+        return flat.view(shape)
+    out, inner, height, width = shape
+    return flat.view(out, height, width, inner).permute(0, 3, 1, 2)
+
+
+def _flatten_statistics(model: nn.Module) -> Tensor:
+    """Make running means and variances views of one flat tensor [S]."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for m in norms:
+        m.num_batches_tracked = None  # saves a kernel a layer; momentum is fixed
+    parts = [t for m in norms for t in (m.running_mean, m.running_var)]
+    flat = torch.cat([t for t in parts if t is not None])
+    start = 0
+    for m in norms:
+        for name in ("running_mean", "running_var"):
+            m._buffers[name] = flat[start : start + m.num_features]
+            start += m.num_features
+    return flat

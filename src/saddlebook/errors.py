@@ -1,0 +1,76 @@
+"""Errors a user can act on: one line each, and the exit code of the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SaddlebookError(Exception):
+    """A failure with a one-line cause, what to do, and an exit code."""
+
+    exit_code = 1
+
+
+class UsageError(SaddlebookError, ValueError):
+    """An argument, name or parameter is wrong."""
+
+    exit_code = 2
+
+
+class DataError(SaddlebookError):
+    """Images or labels are missing, damaged or of another dataset."""
+
+    exit_code = 3
+
+
+class CorruptError(SaddlebookError):
+    """A checkpoint or record is damaged, foreign or of another experiment."""
+
+    exit_code = 4
+
+
+class NumericalError(SaddlebookError, ArithmeticError):
+    """A number that should be finite is not, or a result did not converge."""
+
+    exit_code = 5
+
+
+class MachineError(SaddlebookError):
+    """This machine lacks something: a device, a permission, a package."""
+
+    exit_code = 6
+
+
+class ResourceError(SaddlebookError):
+    """Disk or memory ran out."""
+
+    exit_code = 7
+
+
+class LockedError(SaddlebookError):
+    """Another process is running the same experiment."""
+
+    exit_code = 8
+
+
+class VerifyError(SaddlebookError):
+    """A check of records, pages or results failed."""
+
+    exit_code = 9
+
+
+class Stopped(SaddlebookError):
+    """Stopped on request; running the same command again continues."""
+
+    exit_code = 75
+
+
+def one_of(what: str, name: object, known: Iterable[str]) -> str:
+    """Return ``name`` if it is known, else raise and suggest the nearest name."""
+    names = list(known)
+    if name in names:
+        return str(name)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UsageError(f"unknown {what} {name!r}: {hint}known: {', '.join(names)}")

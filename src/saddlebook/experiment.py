@@ -1,0 +1,300 @@
+"""What to run: one frozen, flat, validated description, its key, and its scales.
+
+Knows names and numbers only; nothing here trains or touches a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from saddlebook.errors import UsageError, one_of
+
+SCALES = ("full", "lite", "quick")
+_MILESTONES = (10, 50, 100, 160, 170, 190, 200)  # of the paper's dynamics figure
+# Name: (classes, images of the largest class before the cut, pixels)
+DATASETS = {
+    "cifar10": (10, 5000, 32),
+    "cifar100": (100, 500, 32),
+    "digits": (10, 80, 8),
+}
+_CHOICES = {
+    "scale": SCALES,
+    "dataset": tuple(DATASETS),
+    "imbalance": ("exp", "step"),
+    "model": ("resnet32", "resnet8"),
+    "loss": ("ce", "ldam", "vs", "focal"),
+    "reweight": ("none", "effective", "drw"),
+    "optimizer": ("sgd", "sam", "pgd", "lpf"),
+    "sam_epochs": ("all", "before", "after"),
+    "sam_bn": ("both", "first"),
+    "precision": ("fp32", "tf32", "bf16", "fp64"),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run and what is measured in it; the defaults are the paper's.
+
+    Attributes:
+        scale: ``full`` (the paper's setting), ``lite`` or ``quick``; see ``at_scale``.
+        dataset: ``cifar10``, ``cifar100`` or ``digits``.
+        imbalance_factor: n_max/n_min, at least 1.
+        imbalance: ``exp`` or ``step``.
+        max_count: Images of the largest class; None is all of them.
+        image_size: Pixels; smaller than the dataset's means box-averaged.
+        model: ``resnet32`` or ``resnet8``; LDAM takes a cosine head.
+        width: Channels of the first stage.
+        loss: ``ce``, ``ldam``, ``vs`` or ``focal``.
+        reweight: ``none``, ``effective`` (always) or ``drw`` (after ``drw_epoch``).
+        beta: Of the effective number of images.
+        ldam_max_margin: Margin of the rarest class.
+        ldam_scale: Factor on the cosines.
+        vs_gamma: Multiplicative logit term.
+        vs_tau: Additive logit term.
+        focal_gamma: Focusing exponent.
+        optimizer: ``sgd``, ``sam``, ``pgd`` or ``lpf``.
+        rho: SAM's radius.
+        sam_epochs: Epochs with SAM: ``all``, ``before`` or ``after`` the DRW switch.
+        sam_bn: Passes that update batch-norm statistics: ``both`` (as published) or
+            ``first`` (corrected).
+        noise: PGD: norm of the noise over that of the weights; LPF-SGD: γ.
+        lpf_samples: LPF-SGD: noisy parts M a batch is split into.
+        epochs: Passes over the training images.
+        batch_size: Images of a step; the last, smaller batch is kept.
+        lr: Base learning rate.
+        momentum: Heavy ball, no dampening.
+        weight_decay: On all parameters.
+        drw_epoch: Last epoch before class weights and the learning-rate drop.
+        test_every: Epochs between two test passes; the last epoch is always tested.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp64``.
+        spectra_at: Epochs whose class spectra are measured.
+        seed: Of initial weights, order and augmentation; the split is always seed 0.
+
+    Raises:
+        UsageError: A value out of range or an unknown name.
+    """
+
+    scale: str = "full"
+    dataset: str = "cifar10"
+    imbalance_factor: float = 100.0
+    imbalance: str = "exp"
+    max_count: int | None = None
+    image_size: int = 32
+    model: str = "resnet32"
+    width: int = 16
+    loss: str = "ce"
+    reweight: str = "none"
+    beta: float = 0.9999
+    ldam_max_margin: float = 0.5
+    ldam_scale: float = 30.0
+    vs_gamma: float = 0.3
+    vs_tau: float = 1.0
+    focal_gamma: float = 1.0
+    optimizer: str = "sgd"
+    rho: float = 0.0
+    sam_epochs: str = "all"
+    sam_bn: str = "both"
+    noise: float = 0.0
+    lpf_samples: int = 8
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 2e-4
+    drw_epoch: int = 160
+    test_every: int = 1
+    precision: str = "fp32"
+    spectra_at: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = _typed(field.name, field.default, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        for name, known in _CHOICES.items():
+            one_of(name, getattr(self, name), known)
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        at_least = {"imbalance_factor": 1, "width": 1, "epochs": 1, "batch_size": 2}
+        at_least |= {"lpf_samples": 1, "test_every": 1, "drw_epoch": 0, "seed": 0}
+        at_least |= {"image_size": 4, "rho": 0, "noise": 0, "weight_decay": 0}
+        at_least |= {"momentum": 0, "vs_gamma": 0, "focal_gamma": 0, "max_count": 1}
+        for name, low in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                hint = "; 100 means 100:1" if name == "imbalance_factor" else ""
+                raise UsageError(f"{name} {value} must be at least {low}{hint}")
+        for name in ("lr", "ldam_max_margin", "ldam_scale"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} {getattr(self, name)} must be positive")
+        if not 0 <= self.beta < 1 or not self.momentum < 1:
+            raise UsageError("beta and momentum must be in [0, 1)")
+        if self.reweight == "drw" and self.drw_epoch >= self.epochs:
+            raise UsageError(
+                f"drw_epoch {self.drw_epoch}: DRW would never start in {self.epochs} "
+                "epochs; lower drw_epoch or take reweight='none'"
+            )
+        if self.optimizer == "lpf" and self.batch_size % self.lpf_samples:
+            raise UsageError(
+                f"lpf_samples {self.lpf_samples} must divide batch_size "
+                f"{self.batch_size}"
+            )
+        if any(not 0 <= epoch <= self.epochs for epoch in self.spectra_at):
+            raise UsageError(
+                f"spectra_at {self.spectra_at} must lie in 0..{self.epochs}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Experiment:
+        """Build from a mapping, refusing unknown names."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            one_of("experiment field", name, known)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, defaults included, as JSON values."""
+        return asdict(self) | {"spectra_at": list(self.spectra_at)}
+
+    @property
+    def key(self) -> str:
+        """Eight hex digits naming this experiment; defaults are left out of the hash.
+
+        So a field added later, with the old behaviour as default, renames nothing.
+        """
+        changed = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        }
+        text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def training(self) -> Experiment:
+        """The same run without its measurements: one training serves them all."""
+        return replace(self, spectra_at=())
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """Epochs whose weights are kept: the dynamics figure's, in proportion."""
+        target = {"epochs": self.epochs, "drw_epoch": self.drw_epoch}
+        return tuple(sorted({_map_epoch(e, Experiment(), target) for e in _MILESTONES}))
+
+    @property
+    def slug(self) -> str:
+        """Readable file name, unique together with the key."""
+        data = f"{self.dataset}lt{self.imbalance_factor:g}"
+        method = self.method.lower().replace(" ", "-").replace("+", "-")
+        return f"{data}_{method}_s{self.seed}_{self.key}"
+
+    @property
+    def method(self) -> str:
+        """The paper's name of the method, with what differs from it behind."""
+        parts = [self.loss.upper() if self.loss != "focal" else "Focal"]
+        parts += {"none": [], "drw": ["DRW"], "effective": ["CB"]}[self.reweight]
+        parts += {"sgd": [], "sam": ["SAM"], "pgd": ["PGD"], "lpf": ["LPF-SGD"]}[
+            self.optimizer
+        ]
+        changed = self.weight_decay != Experiment.weight_decay
+        suffix = f" wd={self.weight_decay:g}" if changed else ""
+        if self.optimizer == "sam":
+            suffix += "" if self.sam_epochs == "all" else f" {self.sam_epochs}"
+            suffix += "" if self.sam_bn == "both" else " bn=first"
+        return "+".join(parts) + suffix
+
+    @property
+    def num_classes(self) -> int:
+        """C, of the dataset."""
+        return DATASETS[self.dataset][0]
+
+    @property
+    def largest_class(self) -> int:
+        """n_max: ``max_count``, or all images of a class."""
+        return self.max_count or DATASETS[self.dataset][1]
+
+
+def _typed(name: str, default: Any, value: Any) -> Any:
+    """Bring a value to its field's type, so that 50 and 50.0 are one experiment."""
+    try:
+        if name == "spectra_at":
+            return tuple(sorted({_whole(epoch) for epoch in value}))
+        if name == "max_count":
+            return None if value is None else _whole(value)
+        if isinstance(default, str):
+            if not isinstance(value, str):
+                raise TypeError
+            return value.strip()
+        if isinstance(value, bool | str):
+            raise TypeError
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return _whole(value) if isinstance(default, int) else number
+    except (TypeError, ValueError) as error:
+        kind = type(default).__name__ if default is not None else "int"
+        kind = {"float": "finite float"}.get(kind, kind)
+        raise UsageError(f"{name} {value!r} must be a {kind}") from error
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool | str) or int(value) != value:
+        raise ValueError
+    return int(value)
+
+
+# How the lite setting was chosen, and what else was tried: DESIGN.md
+_LITE = {
+    "max_count": 1000, "imbalance_factor": 20.0, "image_size": 16, "model": "resnet8",
+    "epochs": 150, "drw_epoch": 120, "test_every": 5,
+}  # fmt: skip
+_QUICK = {
+    "dataset": "digits", "max_count": 80, "imbalance_factor": 10.0, "image_size": 8,
+    "model": "resnet8", "width": 4, "epochs": 10, "drw_epoch": 8, "batch_size": 64,
+}  # fmt: skip
+_LITE_RHO = {"ldam": 0.125, "vs": 0.2}  # times the paper's radius; else 0.6
+
+
+def at_scale(experiment: Experiment, scale: str) -> Experiment:
+    """The same experiment at another scale: the only place where scale is decided.
+
+    ``lite`` keeps images real and the question alive on two CPU cores: fewer images,
+    less imbalance, 16 pixels, a ResNet-8, 150 epochs and a smaller radius. ``quick``
+    is seconds on scikit-learn's digits and no evidence. ``spectra_at`` is mapped in
+    proportion before and after the switch; at ``quick`` it is the last epoch.
+
+    Raises:
+        UsageError: Unknown scale, or an experiment that is not ``full``.
+    """
+    one_of("scale", scale, SCALES)
+    if scale == experiment.scale:
+        return experiment
+    if experiment.scale != "full":
+        raise UsageError(f"at_scale maps from full, not from {experiment.scale}")
+    changes: dict[str, Any] = {"scale": scale}
+    changes |= _LITE if scale == "lite" else _QUICK
+    if experiment.dataset == "cifar100" and scale == "lite":
+        changes |= {"max_count": 250}
+    factor = _LITE_RHO.get(experiment.loss, 0.6) if scale == "lite" else 0.2
+    changes["rho"] = round(experiment.rho * factor, 6)
+    if scale == "quick":
+        changes["spectra_at"] = (changes["epochs"],) if experiment.spectra_at else ()
+    else:
+        changes["spectra_at"] = tuple(
+            _map_epoch(epoch, experiment, changes) for epoch in experiment.spectra_at
+        )
+    return replace(experiment, **changes)
+
+
+def _map_epoch(epoch: int, source: Experiment, target: Mapping[str, Any]) -> int:
+    """Keep an epoch's place before or after the switch."""
+    if epoch <= source.drw_epoch:
+        return max(1, round(epoch * target["drw_epoch"] / source.drw_epoch))
+    tail = (epoch - source.drw_epoch) / (source.epochs - source.drw_epoch)
+    return target["drw_epoch"] + round(tail * (target["epochs"] - target["drw_epoch"]))

@@ -1,0 +1,172 @@
+"""Which spectra a run's record holds, measured on its exported weights.
+
+The plan is data (``plan``); each measurement is ``hessian.measure``. Finished ones are
+kept beside the weights, so a stopped measurement goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saddlebook import checkpoint, hessian, models
+from saddlebook.data import Dataset, resize
+from saddlebook.errors import Stopped
+from saddlebook.experiment import Experiment
+from saddlebook.files import dump_json, load_json, write_whole
+from saddlebook.task import Task, build_replica, prepare
+
+_STEPS = 100  # as published; the corrected modes stop at the accuracy below
+_RTOL = 0.01
+
+
+def plan(experiment: Experiment) -> list[dict[str, Any]]:
+    """What is measured at ``experiment.spectra_at``, in order.
+
+    At every epoch, clean and as released: the rare half of the classes (all but one);
+    clean: the third class; the first one at the ends and the switch. At the last epoch
+    also: clean spectra of all classes, the first and third as released, and for a few
+    classes the 2×2 table of causes, frozen augmentations, batch statistics, held-out
+    images, and the largest class cut to the size of the rarest.
+    """
+    epochs = experiment.spectra_at
+    if not epochs:
+        return []
+    classes = range(experiment.num_classes)
+    rare, last = list(classes[len(classes) // 2 :]), epochs[-1]
+    head, third = classes[0], classes[2]
+    few = (rare[0], rare[-2], rare[-1])
+    items = [_item(e, c, "clean") for e in epochs for c in (third, *rare)]
+    figure = [rare[0], *rare[2:]]  # of these the paper's figure shows 5, 7 and 8
+    items += [_item(e, c, "as_published") for e in epochs for c in figure]
+    corners = sorted({epochs[0], *(e for e in epochs if e == experiment.drw_epoch)})
+    items += [_item(e, head, "clean") for e in corners if e != last]
+    items += [_item(last, c, "clean") for c in classes if c not in (third, *rare)]
+    items += [_item(last, c, "as_published") for c in (third, head)]
+    causes = ("redrawn", "fixed_before", "frozen", "batch_statistics")
+    items += [_item(last, c, mode) for mode in causes for c in few]
+    items += [_item(last, c, "clean", held_out=True) for c in (head, *few[1:])]
+    return items + [
+        _item(last, head, mode, cut=rare[-1], seed=seed)
+        for mode in ("clean", "as_published")
+        for seed in range(3)
+    ]
+
+
+def _item(
+    epoch: int,
+    class_: int,
+    mode: str,
+    *,
+    held_out: bool = False,
+    cut: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """One measurement; ``cut`` names the class to whose size this one is cut."""
+    name = mode + ("_held_out" if held_out else "") + (f"_cut{seed}" if cut else "")
+    return {"epoch": epoch, "class": class_, "mode": name, "of": mode} | {
+        "held_out": held_out, "cut": cut, "seed": seed,
+    }  # fmt: skip
+
+
+def spectra(
+    experiment: Experiment,
+    dataset: Dataset,
+    weights: Mapping[int, Path],
+    device: str = "cpu",
+    halted: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]]:
+    """Measure everything in the plan.
+
+    Args:
+        experiment: Names the epochs.
+        dataset: The run's data.
+        weights: Files of exported weights, by epoch.
+        device: Torch device.
+        halted: Asked between measurements.
+
+    Raises:
+        Stopped: When ``halted``; what was measured is kept.
+    """
+    wanted = plan(experiment)
+    if not wanted:
+        return []
+    file = weights[experiment.spectra_at[-1]].parent / "spectra.json"
+    done = load_json(file) if file.exists() else []
+    found = {_name(item): item for item in done}
+    task = prepare(experiment, dataset, device)
+    held_out = resize(dataset.test_images, experiment.image_size).to(device)
+    for item in wanted:
+        if _name(item) in found:
+            continue
+        if halted():
+            raise Stopped(
+                f"stopped measuring {experiment.slug} after {len(found)} of "
+                f"{len(wanted)} spectra; the same command continues"
+            )
+        model = load_model(experiment, weights[item["epoch"]], device)
+        found[_name(item)] = _measured(experiment, task, held_out, model, item)
+        write_whole(file, dump_json(list(found.values())))
+    return [found[_name(item)] for item in wanted]
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    return f"{item['epoch']}/{item['class']}/{item['mode']}"
+
+
+def _measured(
+    experiment: Experiment,
+    task: Task,
+    held_out: Tensor,
+    model: nn.Module,
+    item: Mapping[str, Any],
+) -> dict[str, Any]:
+    images, labels = task.images, task.labels
+    if item["held_out"]:
+        images, labels = held_out, task.test_labels
+    last = item["epoch"] == experiment.spectra_at[-1]
+    result = hessian.measure(
+        model,
+        class_loss(experiment, task),
+        images,
+        labels,
+        item["of"],
+        class_=item["class"],
+        epoch=item["epoch"],
+        steps=_STEPS,
+        rtol=_RTOL,
+        seed=item["seed"],
+        limit=None if item["cut"] is None else task.class_counts[item["cut"]],
+        quadrature=last and item["mode"] in ("clean", "as_published"),
+    )
+    return result | {"mode": item["mode"]}
+
+
+def class_loss(experiment: Experiment, task: Task) -> Callable[..., Tensor]:
+    """The training loss without class weights, which cancel on a single class."""
+    objective = build_replica(experiment, task.class_counts).objective
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        weight = torch.ones(logits.shape[1], dtype=logits.dtype, device=logits.device)
+        return objective(logits, targets, weight)
+
+    return loss
+
+
+def load_model(experiment: Experiment, path: Path, device: str = "cpu") -> nn.Module:
+    """The network with exported weights, in eval mode."""
+    _, tensors = checkpoint.load(path)
+    model = models.build(
+        experiment.model,
+        experiment.num_classes,
+        experiment.width,
+        experiment.loss == "ldam",
+        experiment.seed,
+    )
+    # the step counters of batch norm are not exported: nothing reads them
+    model.load_state_dict({k: t.float() for k, t in tensors.items()}, strict=False)
+    return model.eval().to(device)

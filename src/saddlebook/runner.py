@@ -1,0 +1,291 @@
+"""Experiments to Records: what is missing is trained, measured and stored.
+
+The only module that joins training, measuring and the store.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saddlebook import data, measure
+from saddlebook.errors import (
+    LockedError,
+    MachineError,
+    NumericalError,
+    ResourceError,
+    SaddlebookError,
+)
+from saddlebook.experiment import Experiment
+from saddlebook.files import locked
+from saddlebook.progress import Progress as Progress
+from saddlebook.provenance import Provenance
+from saddlebook.record import Record
+from saddlebook.store import Store
+from saddlebook.train import ALIKE, Outcome, Watcher, train
+
+WORK = ".saddlebook"  # checkpoints and exported weights; not kept in git
+_SIDE_BY_SIDE = 12  # a group's checkpoints fit a transfer of 48 MiB
+# Runs of one shape cost the same and differ in tensors and numbers only
+_SHAPE = (*ALIKE, "model", "width", "optimizer", "epochs")
+
+
+def run(
+    experiment: Experiment,
+    *,
+    data_root: str | Path | None = None,
+    device: str = "cpu",
+    work: str | Path = WORK,
+    results: str | Path | None = None,
+    watcher: Watcher | None = None,
+) -> Record:
+    """Train one experiment, measure it, return its Record.
+
+    Continues after any interruption; a record found in ``results`` is returned as is.
+
+    Args:
+        experiment: What to run.
+        data_root: Where CIFAR lies; None is the user's cache folder.
+        device: Torch device.
+        work: Folder for checkpoints.
+        results: Folder of stores (``<results>/<scale>``) to read from and write to, or
+            None to keep the record in memory only.
+        watcher: Follows and can stop the training.
+
+    Raises:
+        SaddlebookError: One line that says what to do.
+    """
+    return run_all(
+        [experiment],
+        data_root=data_root,
+        device=device,
+        work=work,
+        results=results,
+        watcher=watcher,
+    )[0]
+
+
+def run_all(
+    experiments: Sequence[Experiment],
+    *,
+    data_root: str | Path | None = None,
+    device: str = "cpu",
+    work: str | Path = WORK,
+    results: str | Path | None = None,
+    watcher: Watcher | None = None,
+    note: Callable[[str], None] = lambda line: None,
+    group: int | None = None,
+    dataset: data.Dataset | None = None,
+) -> list[Record]:
+    """Train what has no record yet, runs of equal shape side by side.
+
+    A run that another process holds is left to it; a run whose numbers blow up is
+    reported and the others go on. Both are raised at the end. A run's result does not
+    depend on the runs beside it: where memory is short, groups are halved.
+
+    Args:
+        experiments: What to run, in this order.
+        data_root: See ``run``.
+        device: See ``run``.
+        work: See ``run``.
+        results: See ``run``.
+        watcher: See ``run``.
+        note: Called with a line for each run that was left out.
+        group: Runs side by side at most; None: 12 on CUDA, one after the other on the
+            CPU, where a second run brings nothing.
+        dataset: Images to use for a dataset of this name instead of loading them.
+
+    Returns:
+        Records in the order of ``experiments``.
+    """
+    check_device(device)
+    size = group or (1 if device == "cpu" else _SIDE_BY_SIDE)
+    folder = None if results is None else Path(results)
+    job = _Job(data_root, dataset, device, Path(work), folder, watcher, note)
+    for together in alike(list(dict.fromkeys(experiments)), size):
+        job.run(together)
+    if job.troubles:
+        raise job.troubles[0]
+    return [job.done[experiment.key] for experiment in experiments]
+
+
+def alike(experiments: Sequence[Experiment], size: int) -> list[list[Experiment]]:
+    """Groups of at most ``size`` runs of equal shape, in the order of the first one.
+
+    Experiments that share a training are put apart: the second one finds it done.
+    """
+    if size == 1:
+        return [[experiment] for experiment in experiments]
+    groups: dict[tuple[object, ...], list[Experiment]] = {}
+    trained: Counter[Experiment] = Counter()
+    for experiment in experiments:
+        shape = [getattr(experiment, name) for name in _SHAPE]
+        groups.setdefault((*shape, trained[experiment.training]), []).append(experiment)
+        trained[experiment.training] += 1
+    return [
+        group[start : start + size]
+        for group in groups.values()
+        for start in range(0, len(group), size)
+    ]
+
+
+@dataclass
+class _Job:
+    """A call of ``run_all``: where things lie, what is done, what went wrong."""
+
+    data_root: str | Path | None
+    dataset: data.Dataset | None
+    device: str
+    work: Path
+    results: Path | None
+    watcher: Watcher | None
+    note: Callable[[str], None]
+    done: dict[str, Record] = field(default_factory=dict)
+    troubles: list[SaddlebookError] = field(default_factory=list)
+
+    def run(self, group: Sequence[Experiment]) -> None:
+        """Train, measure and store what of a group is missing and free."""
+        with ExitStack() as locks:
+            mine = [e for e in group if not self._found(e) and self._locked(e, locks)]
+            # another process may have finished one just before
+            mine = [e for e in mine if not self._found(e)]
+            if mine:
+                self._train(mine)
+
+    def _store(self, experiment: Experiment) -> Store | None:
+        return None if self.results is None else Store(self.results / experiment.scale)
+
+    def _found(self, experiment: Experiment) -> bool:
+        store = self._store(experiment)
+        record = store.get(experiment) if store else None
+        if record is not None:
+            self.done[experiment.key] = record
+        return record is not None
+
+    def _locked(self, experiment: Experiment, locks: ExitStack) -> bool:
+        name = experiment.training.slug
+        try:
+            locks.enter_context(locked(self.work / f"{name}.lock", name))
+        except LockedError as trouble:
+            self._report(trouble)
+            return False
+        return True
+
+    def _report(self, trouble: SaddlebookError) -> None:
+        self.troubles.append(trouble)
+        self.note(str(trouble))
+
+    def _train(self, group: Sequence[Experiment]) -> None:
+        """Train a group; one that fails goes on as two halves from its checkpoints."""
+        dataset = self._images(group[0].dataset)
+        origin = Provenance.start(self.device, group[0].precision, dataset.digest)
+        try:
+            outcomes = train(
+                group, dataset, self.work, device=self.device, watcher=self.watcher
+            )
+        except (torch.OutOfMemoryError, NumericalError) as error:
+            failure = error.with_traceback(None)  # it would hold the group's memory
+        else:
+            for experiment, outcome in zip(group, outcomes, strict=True):
+                self._finish(experiment, outcome, origin)
+            return
+        if len(group) == 1:
+            self._give_up(group[0], failure)
+            return
+        middle = len(group) // 2
+        for half in (group[:middle], group[middle:]):
+            self._train(half)
+
+    def _give_up(self, experiment: Experiment, failure: Exception) -> None:
+        if isinstance(failure, NumericalError):
+            self._report(failure)
+            return
+        raise ResourceError(
+            f"{experiment.slug}: not enough memory on {self.device}; free some or take "
+            "another device, the last checkpoint is kept"
+        ) from failure
+
+    def _images(self, name: str) -> data.Dataset:
+        if self.dataset is None or self.dataset.name != name:
+            self.dataset = data.load(name, self.data_root)
+        return self.dataset
+
+    def _finish(
+        self, experiment: Experiment, outcome: Outcome, origin: Provenance
+    ) -> None:
+        dataset = self._images(experiment.dataset)
+        halted = self.watcher.stopped if self.watcher else lambda: False
+        spectra = measure.spectra(
+            experiment, dataset, outcome.weights, self.device, halted
+        )
+        record = assemble(experiment, outcome, spectra, origin.after(outcome.seconds))
+        if store := self._store(experiment):
+            store.add(record)
+        self.done[experiment.key] = record
+
+
+def assemble(
+    experiment: Experiment,
+    outcome: Outcome,
+    spectra: Sequence[dict[str, Any]],
+    provenance: Provenance,
+) -> Record:
+    """Bring an outcome into a record's form."""
+    history = outcome.history
+    best = max(history, key=lambda row: sum(row["per_class"]))
+    return Record(
+        experiment=experiment,
+        curves=_curves(history, experiment),
+        per_class={
+            "class_counts": list(outcome.class_counts),
+            "last_accuracy": history[-1]["per_class"],
+            "best_accuracy": best["per_class"],
+            "train_loss": outcome.train_loss,
+        },
+        best_epoch=best["epoch"],
+        spectra=tuple(spectra),
+        timing={
+            "seconds": outcome.seconds,
+            "resumes": outcome.resumes,
+            "side_by_side": outcome.side_by_side,
+            "threads": provenance.threads,
+            "device": provenance.device,
+        },
+        provenance=provenance.to_dict(),
+    )
+
+
+def _curves(
+    history: Sequence[dict[str, Any]], experiment: Experiment
+) -> dict[str, list[Any]]:
+    """All tested epochs; the record thins them."""
+    curves: dict[str, list[Any]] = {
+        name: [row[name] for row in history]
+        for name in ("epoch", "train_loss", "lr", "per_class")
+    }
+    curves["accuracy"] = [_mean(row["per_class"]) for row in history]
+    for name, group in data.class_groups(experiment.num_classes).items():
+        curves[name] = [_mean([row["per_class"][c] for c in group]) for row in history]
+    return curves
+
+
+def _mean(values: Sequence[float]) -> float:
+    # the test sets are balanced, so the mean over classes is the accuracy
+    return sum(values) / len(values)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        MachineError: With the devices that are.
+    """
+    have = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if device not in have and not (device == "cuda" and len(have) > 1):
+        raise MachineError(f"no device {device!r} here; available: {', '.join(have)}")

@@ -1,0 +1,157 @@
+"""A folder of records: one file per run, written whole, checked on reading, a table."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saddlebook.errors import CorruptError, MachineError, UsageError, VerifyError
+from saddlebook.experiment import Experiment
+from saddlebook.files import load_json, write_whole
+from saddlebook.provenance import Provenance as Provenance
+from saddlebook.record import MAX_BYTES, Record
+from saddlebook.record import Accuracy as Accuracy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Store:
+    """A folder of records, one file per run, written whole and checked on reading."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def add(self, record: Record, replace: bool = False) -> Path:
+        """Write a record; a run that is there is kept unless ``replace``.
+
+        Raises:
+            UsageError: Another record of the same experiment is there.
+            ResourceError: The disk is full.
+            MachineError: The folder cannot be written.
+        """
+        for path in self._paths(record.experiment):
+            if path.read_bytes() != record.to_bytes() and not replace:
+                raise UsageError(f"{path} is there already; move it away to replace it")
+        return write_whole(self._path(record.experiment), record.to_bytes())
+
+    def get(self, experiment: Experiment) -> Record | None:
+        """The record of an experiment, or None.
+
+        Raises:
+            CorruptError: Its file is damaged, foreign or of another experiment.
+        """
+        paths = self._paths(experiment)
+        return _read(paths[0]) if paths else None
+
+    def records(
+        self, experiments: Iterable[Experiment] | None = None, study: str = "STUDY"
+    ) -> list[Record]:
+        """All records by file name, or those of ``experiments`` in their order.
+
+        Raises:
+            UsageError: One is missing; the message names the command that makes it.
+            CorruptError: A file is damaged.
+        """
+        if experiments is None:
+            return [_read(path) for path in self._files()]
+        wanted = list(experiments)
+        missing = self.missing(wanted)
+        if missing:
+            raise UsageError(
+                f"{self.path} lacks {len(missing)} of {len(wanted)} records, first "
+                f"{missing[0].slug}; run: python -m saddlebook run {study} "
+                f"--scale {missing[0].scale}"
+            )
+        return [_read(self._paths(experiment)[0]) for experiment in wanted]
+
+    def missing(self, experiments: Iterable[Experiment]) -> list[Experiment]:
+        """Those without a record."""
+        return [exp for exp in experiments if not self._paths(exp)]
+
+    def verify(self) -> list[Record]:
+        """Check every file: whole, unedited, in its place, once, of one data set.
+
+        Raises:
+            VerifyError: Names every damaged file and why.
+        """
+        records, faults = [], []
+        for path in self._files():
+            try:
+                records.append(_read(path))
+                if path != self._path(records[-1].experiment):
+                    faults.append(f"{path}: not the name of its experiment")
+            except CorruptError as error:
+                faults.append(str(error))
+        faults += _mixed_data(records)
+        if faults:
+            raise VerifyError("; ".join(faults))
+        return records
+
+    def table(self, records: Sequence[Record] | None = None) -> pd.DataFrame:
+        """One row a record: experiment, accuracies (percent), tail train loss, time."""
+        import pandas as pd
+
+        chosen = self.records() if records is None else records
+        return pd.DataFrame([_row(record) for record in chosen])
+
+    def _files(self) -> list[Path]:
+        return self._matching("*.json")
+
+    def _path(self, experiment: Experiment) -> Path:
+        return self.path / f"{experiment.slug}.json"
+
+    def _paths(self, experiment: Experiment) -> list[Path]:
+        return self._matching(f"*{experiment.key}.json")
+
+    def _matching(self, pattern: str) -> list[Path]:
+        try:
+            names = os.listdir(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise MachineError(
+                f"cannot read {self.path} ({error.strerror}); choose a folder you may "
+                "read"
+            ) from error
+        return [self.path / name for name in sorted(fnmatch.filter(names, pattern))]
+
+
+def _read(path: Path) -> Record:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CorruptError("larger than a record may be")
+        record = Record.from_dict(load_json(path))
+        if record.key not in path.name:
+            raise CorruptError(f"the record of another experiment, {record.key}")
+    except (CorruptError, OSError, RecursionError) as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise CorruptError(f"{path}: {reason}; restore it or run it again") from error
+    return record
+
+
+def _mixed_data(records: Sequence[Record]) -> list[str]:
+    digests: dict[str, dict[str, str]] = {}
+    for record in records:
+        known = digests.setdefault(record.experiment.dataset, {})
+        known.setdefault(record.provenance["data_digest"], record.experiment.slug)
+    return [
+        f"records of {name} come from different images: {', '.join(known.values())}"
+        for name, known in digests.items()
+        if len(known) > 1
+    ]
+
+
+def _row(record: Record) -> dict[str, Any]:
+    experiment = record.experiment
+    names = {"key": record.key, "slug": experiment.slug, "method": experiment.method}
+    results = record.accuracy._asdict() | {
+        "best_overall": record.best.overall,
+        "best_tail": record.best.tail,
+        "tail_train_loss": record.tail_train_loss,
+        "seconds": record.timing["seconds"],
+    }
+    return names | experiment.to_dict() | results
