@@ -15,7 +15,7 @@ from saddlebook.train import train
 TINY = Experiment(
     scale="quick", dataset="digits", max_count=20, imbalance_factor=4.0, image_size=8,
     model="resnet8", width=2, epochs=3, drw_epoch=2, batch_size=32, reweight="drw",
-    spectra_at=(3,),
+    spectra_at=(2, 3),
 )  # fmt: skip
 
 
@@ -47,6 +47,12 @@ def test_the_plan_of_the_figure_measures_both_ways_at_every_epoch():
             assert (epoch, class_, "as_published") in names
     last = figure.spectra_at[-1]
     assert {c for e, c, m in names if e == last and m == "clean"} == set(range(10))
+
+
+def test_a_single_epoch_means_one_clean_spectrum_of_every_class():
+    items = measure.plan(replace(TINY, spectra_at=(3,)))
+    names = [(i["epoch"], i["class"], i["mode"]) for i in items]
+    assert names == [(3, class_, "clean") for class_ in range(10)]
 
 
 def test_exported_weights_give_the_trained_network_back(digits, trained):

@@ -267,7 +267,8 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
     ``lite`` keeps images real and the question alive on two CPU cores: fewer images,
     less imbalance, 16 pixels, a ResNet-8, 150 epochs and a smaller radius. ``quick``
     is seconds on scikit-learn's digits and no evidence. ``spectra_at`` is mapped in
-    proportion before and after the switch; at ``quick`` it is the last epoch.
+    proportion before and after the switch; at ``quick`` it is the last epoch, with the
+    switch before it where several were wanted.
 
     Raises:
         UsageError: Unknown scale, or an experiment that is not ``full``.
@@ -284,7 +285,8 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
     factor = _LITE_RHO.get(experiment.loss, 0.6) if scale == "lite" else 0.2
     changes["rho"] = round(experiment.rho * factor, 6)
     if scale == "quick":
-        changes["spectra_at"] = (changes["epochs"],) if experiment.spectra_at else ()
+        ends = (changes["drw_epoch"], changes["epochs"])
+        changes["spectra_at"] = ends[2 - min(2, len(experiment.spectra_at)) :]
     else:
         changes["spectra_at"] = tuple(
             _map_epoch(epoch, experiment, changes) for epoch in experiment.spectra_at

@@ -169,7 +169,7 @@ def tuning(seeds: Sequence[int] = TUNING_SEEDS) -> list[Experiment]:
 
 
 def curvature(seeds: Sequence[int] = SEEDS[:3]) -> list[Experiment]:
-    """Class spectra after the last epoch, over the radii and the weight decays."""
+    """Clean class spectra after the last epoch, over radii and weight decays."""
     runs = dict.fromkeys(rho_ablation(seeds) + weight_decay(seeds))
     return [replace(run, spectra_at=(run.epochs,)) for run in runs]
 
