@@ -1,0 +1,282 @@
+"""What a GPU gives this engine: its ceilings, the time of a step, and trust in both.
+
+    PYTHONPATH=src python3 benchmarks/gpu/probe.py --out FOLDER [--limit 400]
+
+Checks come first: a replayed step equals an eager one, a run in company equals the run
+alone, and the loss falls. If one fails, the times below it mean nothing and the exit
+code is 1. Then the copy and product rates, the cost of a graph's node, and for one run
+and for several side by side the milliseconds of a forward and backward pass of one run
+(``ms/fb``), with its share of the byte floor. A test pass last. Every line is written
+at once; one that fails is printed and does not end the others. ``--device cpu`` goes
+through all of it at small sizes, to see that it works; its times say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saddlebook import data
+from saddlebook.engine import Hyper
+from saddlebook.experiment import Experiment
+from saddlebook.files import dump_json, write_whole
+from saddlebook.graphs import CudaGraphs, Lane, SideBySide, arithmetic
+from saddlebook.sources import CLASS_NAMES
+from saddlebook.task import build_replica, normalised, prepare
+
+# Counted for one pass of ResNet-32 over 128 images, each tensor once in each direction,
+# batch norm and ReLU fused into the convolutions
+_FLOOR_BYTES = {"bf16": 621e6, "tf32": 1233e6, "fp32": 1233e6}
+_STEPS = 12
+
+
+def random_dataset(each: int, tests: int, seed: int = 0) -> data.Dataset:
+    """Ten classes of noise around a pattern, in CIFAR's shape: can be learned."""
+    generator = torch.Generator().manual_seed(seed)
+    pattern = torch.randint(0, 256, (10, 3, 32, 32), generator=generator)
+    splits = []
+    for count in (each, tests):
+        labels = torch.arange(10).repeat(count)
+        noise = torch.randint(0, 256, (len(labels), 3, 32, 32), generator=generator)
+        splits += [((pattern[labels] + 3 * noise) // 4).to(torch.uint8), labels]
+    return data.Dataset("cifar10", *splits, CLASS_NAMES["cifar10"], "made up")
+
+
+def lanes(
+    device: str, precision: str, optimizer: str, count: int, seed: int = 0
+) -> list[Lane]:
+    """Runs at the start of an epoch, equal but for their seeds."""
+    small = device == "cpu"
+    exp = Experiment(
+        imbalance_factor=1, max_count=20 if small else 400, optimizer=optimizer,
+        rho=0.1 if optimizer == "sam" else 0, precision=precision,
+        model="resnet8" if small else "resnet32", batch_size=16 if small else 128,
+    )  # fmt: skip
+    task = prepare(
+        exp, random_dataset(exp.largest_class, 10 if small else 1000), device
+    )
+    made = []
+    for number in range(seed, seed + count):
+        replica = build_replica(_seeded(exp, number), task.class_counts, device)
+        lane = Lane(replica, len(task.labels), task.test_images, task.test_labels)
+        lane.begin(normalised(exp, task.images), task.labels, _hyper(replica.weights))
+        replica.model.train()
+        made.append(lane)
+    return made
+
+
+def _seeded(exp: Experiment, seed: int) -> Experiment:
+    return Experiment.from_dict(exp.to_dict() | {"seed": seed})
+
+
+def _hyper(like: Tensor) -> Hyper:
+    lr, rho = (torch.tensor(v).to(like) for v in (0.05, 0.1))
+    return Hyper(lr, rho, torch.ones(10).to(like))
+
+
+def batch(device: str) -> int:
+    return 16 if device == "cpu" else 128
+
+
+def graphs(device: str) -> CudaGraphs | None:
+    return None if device == "cpu" else CudaGraphs()
+
+
+def advance(together: SideBySide, runs: list[Lane], steps: int, size: int) -> None:
+    for lane in runs:
+        lane.place.zero_()
+    for _ in range(steps):
+        together.step(runs, size)
+
+
+def timed(work: Callable[[], object], device: str, rounds: int = 9) -> float:
+    """Median milliseconds, device included."""
+    taken = []
+    for _ in range(2 + rounds):
+        _wait(device)
+        began = time.perf_counter()
+        work()
+        _wait(device)
+        taken.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(taken[2:])
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def replay_off(device: str, precision: str, optimizer: str) -> float:
+    """Relative difference between a recorded and an eager step."""
+    ends = []
+    for recorder in (graphs(device), None):
+        runs = lanes(device, precision, optimizer, 1)
+        advance(SideBySide(recorder), runs, 1, batch(device))
+        ends.append(runs[0].replica.weights.double())
+    return float((ends[0] - ends[1]).norm() / ends[1].norm())
+
+
+def company_differs(device: str, precision: str) -> bool:
+    """Whether a run of SAM beside two others differs in any bit from the run alone."""
+    ends = []
+    for count in (1, 3):
+        runs = lanes(device, precision, "sam", count)
+        advance(SideBySide(graphs(device)), runs, 5, batch(device))
+        ends.append(runs[0].replica.weights.clone())
+    return not torch.equal(*ends)
+
+
+def losses(device: str, precision: str) -> tuple[float, float]:
+    """Mean loss of a first and of a fourth epoch."""
+    runs, together = lanes(device, precision, "sgd", 1), SideBySide(graphs(device))
+    steps, found = runs[0].count // batch(device), []
+    for _ in range(4):
+        runs[0].total.zero_()
+        advance(together, runs, steps, batch(device))
+        found.append(float(runs[0].total) / (steps * batch(device)))
+    return found[0], found[-1]
+
+
+def bandwidth(device: str) -> float:
+    """Bytes read and written per second by a copy."""
+    size = 2**22 if device == "cpu" else 2**30
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / (1e-3 * timed(lambda: target.copy_(source), device))
+
+
+def product_rate(device: str) -> float:
+    """bf16 floating-point operations per second of a large product."""
+    n = 256 if device == "cpu" else 8192
+    a = torch.ones(n, n, dtype=torch.bfloat16, device=device)
+    return 2 * n**3 / (1e-3 * timed(lambda: torch.mm(a, a), device, 5))
+
+
+def node(device: str, recorded: bool) -> float:
+    """Microseconds of one of 1,000 dependent small kernels."""
+    x = torch.zeros(64, device=device)
+
+    def chain() -> None:
+        for _ in range(1000):
+            x.add_(1)
+
+    recorder = graphs(device) if recorded else None
+    if recorder:
+        recorder.warm_up(chain)
+        return timed(recorder.record(chain, []), device)
+    return timed(chain, device)
+
+
+def step_time(device: str, precision: str, optimizer: str, count: int) -> float:
+    """Milliseconds of a forward and backward pass of one run among ``count``."""
+    runs, together = lanes(device, precision, optimizer, count), None
+    with arithmetic(precision):
+        together = SideBySide(graphs(device))
+        whole = timed(lambda: advance(together, runs, _STEPS, batch(device)), device)
+    return whole / (_STEPS * count * (2 if optimizer == "sam" else 1))
+
+
+def kernels(device: str, precision: str, optimizer: str) -> int:
+    """Kernels of an eager step, which a graph replays; 0 on the CPU."""
+    if device == "cpu":
+        return 0
+    runs, together = lanes(device, precision, optimizer, 1), SideBySide()
+    advance(together, runs, 3, batch(device))
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        advance(together, runs, 1, batch(device))
+        _wait(device)
+    kind = torch.autograd.DeviceType.CUDA
+    return sum(event.device_type == kind for event in profile.events())
+
+
+def test_time(device: str, precision: str) -> float:
+    """Milliseconds of a pass over 10,000 test images."""
+    runs, together = lanes(device, precision, "sgd", 1), SideBySide(graphs(device))
+    with arithmetic(precision):
+        return timed(lambda: together.test(runs), device, 5)
+
+
+def line(device: str, precision: str, optimizer: str, count: int) -> dict[str, Any]:
+    """Time of a step with what it is measured against."""
+    taken = step_time(device, precision, optimizer, count)
+    floor = 1e3 * _FLOOR_BYTES[precision] / bandwidth(device)
+    share = None if device == "cpu" else round(floor / taken, 3)
+    return {
+        "what": f"{count} x {optimizer}, {precision}", "ms/fb": round(taken, 4),
+        "share of byte floor": share, "kernels": kernels(device, precision, optimizer),
+    }  # fmt: skip
+
+
+def checks(device: str) -> Iterator[dict[str, Any]]:
+    for precision in ("fp32", "bf16"):
+        with arithmetic(precision):
+            for optimizer in ("sgd", "sam"):
+                off = replay_off(device, precision, optimizer)
+                what = f"replay against eager, {optimizer}, {precision}"
+                yield {"what": what, "off": off, "held": off < 1e-5}
+            differs = company_differs(device, precision)
+            yield {"what": f"alone and in company, {precision}", "held": not differs}
+            first, last = losses(device, precision)
+            what = f"loss falls, {precision}"
+            yield {"what": what, "from": first, "to": last, "held": last < first}
+
+
+def measurements(device: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    yield lambda: {"what": "copy, TB/s", "rate": bandwidth(device) / 1e12}
+    yield lambda: {"what": "bf16 product, TFLOP/s", "rate": product_rate(device) / 1e12}
+    for recorded in (True, False):
+        name = "node of a graph" if recorded else "eager launch"
+        yield lambda r=recorded, n=name: {"what": f"{n}, us", "us": node(device, r)}
+    counts = (1, 2) if device == "cpu" else (1, 2, 4, 6, 12)
+    for precision in ("bf16", "tf32", "fp32"):
+        for optimizer in ("sgd", "sam"):
+            for count in counts:
+                yield lambda p=precision, o=optimizer, n=count: line(device, p, o, n)
+    for precision in ("bf16", "tf32"):
+        yield lambda p=precision: {"what": f"test, {p}", "ms": test_time(device, p)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=float, default=400, help="seconds")
+    asked = parser.parse_args()
+    began, rows, device = time.monotonic(), [], asked.device
+    where = "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
+
+    def note(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        write_whole(asked.out / "probe.json", dump_json(rows))
+
+    note({"what": "device", "name": where, "torch": torch.__version__})
+    for row in checks(device):
+        note(row)
+    for measure in measurements(device):
+        if time.monotonic() - began > asked.limit:
+            note({"what": "out of time", "failed": "the rest was not measured"})
+            break
+        try:
+            note(measure())
+        except RuntimeError as error:  # out of memory, or an operation that is missing
+            note({"what": "failed", "failed": str(error).splitlines()[0]})
+    bad = [r["what"] for r in rows if r.get("held") is False or "failed" in r]
+    print(
+        f"done in {time.monotonic() - began:.0f} s; " + ("; ".join(bad) or "all well")
+    )
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
