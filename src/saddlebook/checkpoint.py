@@ -33,13 +33,18 @@ def save(
         ResourceError: The disk is full; an older file is kept.
         MachineError: The folder cannot be written; an older file is kept.
     """
+    write_whole(path, encoded(meta, tensors))
+
+
+def encoded(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """What ``save`` writes."""
     arrays = {name: t.detach().cpu().numpy() for name, t in tensors.items()}
     text = json.dumps(meta, sort_keys=True).encode()
     arrays[_META] = np.frombuffer(text, dtype=np.uint8)
     archive = io.BytesIO()
     np.savez(archive, **arrays)  # type: ignore[arg-type]
     payload = archive.getvalue()
-    write_whole(path, sha256(payload).encode() + payload)
+    return sha256(payload).encode() + payload
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -24,6 +24,7 @@ from saddlebook.errors import (
 )
 from saddlebook.experiment import Experiment
 from saddlebook.files import locked
+from saddlebook.graphs import arithmetic
 from saddlebook.progress import Progress as Progress
 from saddlebook.provenance import Provenance
 from saddlebook.record import Record
@@ -221,9 +222,10 @@ class _Job:
     ) -> None:
         dataset = self._images(experiment.dataset)
         halted = self.watcher.stopped if self.watcher else lambda: False
-        spectra = measure.spectra(
-            experiment, dataset, outcome.weights, self.device, halted
-        )
+        with arithmetic("fp32"):  # ordered, and never TF32: bounds want every digit
+            spectra = measure.spectra(
+                experiment, dataset, outcome.weights, self.device, halted
+            )
         record = assemble(experiment, outcome, spectra, origin.after(outcome.seconds))
         if store := self._store(experiment):
             store.add(record)

@@ -1,7 +1,7 @@
 """One long-tailed dataset in one file that travels: the drawn training images and the
 test images, without loss.
 
-    python benchmarks/pack.py cifar10 --data ROOT --out .gpu/cifar10.pack
+    python benchmarks/gpu/pack.py cifar10 --data ROOT --out .gpu/cifar10.pack
 
 A pack is read back as the dataset it was drawn from: all labels, black training images
 where none was carried, and the digest of the origin. ``check`` refuses an experiment
@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saddlebook import data
+from saddlebook import data, studies
 from saddlebook.errors import DataError, SaddlebookError, UsageError
 from saddlebook.experiment import Experiment
 from saddlebook.files import sha256, write_whole
@@ -56,9 +56,10 @@ def draw(labels: Tensor, experiment: Experiment) -> NDArray[np.int64]:
     return data.long_tail_indices(labels, counts)
 
 
-def write(path: Path, dataset: data.Dataset, experiment: Experiment) -> int:
-    """Pack what ``experiment`` needs of its dataset; returns the bytes written."""
-    kept = np.sort(draw(dataset.train_labels, experiment))
+def write(path: Path, dataset: data.Dataset, experiments: list[Experiment]) -> int:
+    """Pack what ``experiments`` need of their dataset; returns the bytes written."""
+    drawn = [draw(dataset.train_labels, experiment) for experiment in experiments]
+    kept = np.unique(np.concatenate(drawn))
     images = torch.cat([dataset.train_images[kept], dataset.test_images]).numpy()
     labels = torch.cat([dataset.train_labels, dataset.test_labels]).numpy()
     if dataset.num_classes > 256:
@@ -96,7 +97,7 @@ def read(path: Path) -> Pack:
     except (OSError, ValueError, LookupError, lzma.LZMAError) as error:
         raise DataError(
             f"{path} is not a whole pack ({error}); make it again with "
-            "benchmarks/pack.py"
+            "benchmarks/gpu/pack.py"
         ) from error
 
 
@@ -154,26 +155,43 @@ def _pixels(flat: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(planes.transpose(1, 0, 2, 3))
 
 
+def settings(name: str, scale: str) -> list[Experiment]:
+    """One experiment of every long tail of a dataset that a study asks for."""
+    runs = [e for study in studies.STUDIES for e in studies.named(study, scale)]
+    fields = ("largest_class", "imbalance_factor", "imbalance")
+    tails = {tuple(getattr(e, f) for f in fields): e for e in runs if e.dataset == name}
+    if not tails:
+        raise UsageError(f"no study at {scale} needs {name}")
+    return list(tails.values())
+
+
+def make(path: Path, name: str, scale: str, root: str | None) -> str:
+    """Pack a dataset, read it back and compare; returns a line that says so."""
+    dataset = data.load(name, root)
+    size = write(path, dataset, settings(name, scale))
+    found = read(path)
+    kept, back = found.kept, found.dataset
+    same = torch.equal(back.train_images[kept], dataset.train_images[kept])
+    if not (same and torch.equal(back.test_images, dataset.test_images)):
+        raise DataError("the pack does not give back what was packed")
+    return (
+        f"{path.name}: {len(kept)} training and {len(dataset.test_labels)} test images "
+        f"of {name} in {size / 2**20:.1f} MiB, read back and compared"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Pack one dataset for transport.")
     parser.add_argument("dataset", choices=("cifar10", "cifar100", "digits"))
+    parser.add_argument("--scale", default="full", help="digits: quick")
     parser.add_argument("--data", default=os.environ.get("SADDLEBOOK_DATA"))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     try:
-        dataset = data.load(options.dataset, options.data)
-        size = write(options.out, dataset, Experiment(dataset=options.dataset))
-        kept = read(options.out).kept
-        drawn, kept_images = dataset.train_images[kept], read(options.out).dataset
-        if not torch.equal(kept_images.train_images[kept], drawn):
-            raise DataError("the pack does not give back what was packed")
+        print(make(options.out, options.dataset, options.scale, options.data))
     except SaddlebookError as error:
         print(f"pack: {error}", file=sys.stderr)
         return error.exit_code
-    print(
-        f"{options.out}: {len(kept)} training and {len(dataset.test_labels)} test "
-        f"images of {dataset.name} in {size / 2**20:.1f} MiB, read back and compared"
-    )
     return 0
 
 

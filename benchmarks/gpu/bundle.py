@@ -1,0 +1,180 @@
+"""Files of runs in few parts of limited size: what travels to a machine and back.
+
+A part is a zip, written whole, with files ``records/<scale>/*.json`` and
+``work/<run>/*``. A unit (what belongs together of one run, or one exported network)
+keeps its part from the first save to the last. So a save that is killed half way leaves
+new parts beside old ones, with every unit whole in one of them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from saddlebook import checkpoint
+from saddlebook.errors import CorruptError, VerifyError
+from saddlebook.files import load_json, write_whole
+from saddlebook.provenance import numerics_digest
+from saddlebook.record import Record
+from saddlebook.store import Store
+
+PARTS, ROOM = 4, 15 * 2**20  # a part may grow to 16 MiB, all of them to 64
+_NAME = re.compile(
+    r"(records/(full|lite|quick)|work/[\w=+-][\w.=+-]*)/[\w=+-][\w.=+-]*"
+)
+
+_DEFLATED = zipfile.ZIP_DEFLATED
+
+Unit = Mapping[str, bytes]
+
+
+class Bundle:
+    """The parts in a folder.
+
+    Args:
+        folder: Where the parts lie.
+        item: Is put into every part.
+        total: Bytes of all parts together.
+    """
+
+    def __init__(self, folder: Path, item: bytes, total: int = PARTS * ROOM) -> None:
+        self.folder, self.item = folder, item
+        self.total = min(total, PARTS * ROOM)
+        self._places: dict[str, int] = {}
+
+    def save(self, units: Mapping[str, Unit]) -> list[str]:
+        """Write all units that fit, first come first served; returns the others."""
+        self._places = {n: part for n, part in self._places.items() if n in units}
+        loads = [0] * PARTS
+        for name, part in self._places.items():
+            loads[part] += _size(units[name])
+        for name, unit in units.items():
+            if name not in self._places:
+                self._place(name, _size(unit), loads)
+        for part in range(PARTS):
+            files = [units[n] for n, place in self._places.items() if place == part]
+            self._write(part, files)
+        return [name for name in units if name not in self._places]
+
+    def _place(self, name: str, size: int, loads: list[int]) -> None:
+        part = min(range(PARTS), key=lambda i: (loads[i] + size > ROOM, i))
+        if loads[part] + size <= ROOM and sum(loads) + size <= self.total:
+            self._places[name] = part
+            loads[part] += size
+
+    def _write(self, part: int, units: list[Unit]) -> None:
+        path = self.folder / f"part{part}.zip"
+        if not units:
+            path.unlink(missing_ok=True)
+            return
+        content = io.BytesIO()
+        with zipfile.ZipFile(
+            content, "w", zipfile.ZIP_DEFLATED, compresslevel=1
+        ) as archive:
+            archive.writestr("item.json", self.item)
+            for unit in units:
+                for name, data in unit.items():
+                    archive.writestr(name, data)
+        write_whole(path, content.getvalue())
+
+
+def _size(unit: Unit) -> int:
+    return sum(len(data) + 300 for data in unit.values())
+
+
+def run_unit(folder: Path, records: list[Path], finished: bool, keep: bool) -> Unit:
+    """A run's records, and what it needs to go on or to be measured later."""
+    files = {f"records/{p.parent.name}/{p.name}": p for p in records}
+    if keep or not finished:
+        names = ("latest.ckpt", "spectra.json")
+        files |= {f"work/{folder.name}/{name}": folder / name for name in names}
+    return {name: path.read_bytes() for name, path in files.items() if path.exists()}
+
+
+@cache
+def weights_unit(path: Path) -> Unit:
+    """An exported network in half precision."""
+    meta, tensors = checkpoint.load(path)
+    halved = checkpoint.encoded(meta, checkpoint.halved(tensors))
+    return {f"work/{path.parent.name}/{path.name}": halved}
+
+
+def parts(folder: Path) -> Iterator[tuple[Any, dict[str, bytes]]]:
+    """Item and files of every part of a folder.
+
+    Raises:
+        CorruptError: A part is cut short, changed, or holds what it should not.
+    """
+    for path in sorted(folder.glob("part*.zip")):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                files = {name: archive.read(name) for name in archive.namelist()}
+            item = files.pop("item.json")
+        except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
+            raise CorruptError(
+                f"{path} is not a whole part ({error}); fetch it again, or move it "
+                "away: the other parts are of use without it"
+            ) from error
+        if odd := [name for name in files if not _NAME.fullmatch(name)]:
+            raise CorruptError(f"{path} holds {odd[0]!r}, which is no file of a run")
+        yield json.loads(item), files
+
+
+def install(
+    files: Mapping[str, bytes], item: Mapping[str, Any], work: Path, results: Path
+) -> None:
+    """Put files in their places; nothing that is further on is replaced.
+
+    Raises:
+        CorruptError: A file is damaged.
+        VerifyError: A record was made by other code than this.
+        UsageError: Another record of the same experiment is there.
+    """
+    for name, content in files.items():
+        kind, folder, file = name.split("/")
+        if kind == "records":
+            _add(Store(results / folder), name, content, item)
+        else:
+            _advance(work / folder / file, content)
+
+
+def _add(store: Store, name: str, content: bytes, item: Mapping[str, Any]) -> None:
+    try:
+        record = Record.from_dict(json.loads(content))
+    except (CorruptError, ValueError) as error:
+        raise CorruptError(f"{name}: {error}") from error
+    if record.provenance["numerics"] != numerics_digest():
+        raise VerifyError(
+            f"{name} was made by code {record.provenance['numerics']}, this is "
+            f"{numerics_digest()}; check out commit {item['commit']} to take it in"
+        )
+    if record.provenance["commit"] == "unknown":  # no repository was there
+        origin = {"commit": item["commit"], "dirty": item["dirty"]}
+        record = replace(record, provenance=record.provenance | origin)
+    store.add(record)
+
+
+def _advance(path: Path, content: bytes) -> None:
+    """Write a file of a run unless the one that is there is as far."""
+    incoming = path.with_name(f"{path.name}.incoming")
+    write_whole(incoming, content)
+    try:
+        if _progress(incoming) > (_progress(path) if path.exists() else -1):
+            os.replace(incoming, path)
+    finally:
+        incoming.unlink(missing_ok=True)
+
+
+def _progress(path: Path) -> int:
+    """Epoch of a checkpoint or network, number of spectra."""
+    if "spectra" in path.name:
+        return len(load_json(path))
+    return int(checkpoint.load(path)[0]["epoch"])
