@@ -24,6 +24,8 @@ from saddlebook import (
 from saddlebook.book import Page
 
 page = Page("ch04_lanczos", scale=scale, results=results, device=device)
+
+# %% tags=["hide-input"]
 causes = known.causes()
 cells = causes.groupby(["operator", "beta"])["ratio"].mean()
 again = known.rayleigh()

@@ -1,13 +1,25 @@
 """What every test shares: one thread, derandomised properties, CIFAR where it is."""
 
+import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
+
+from saddlebook import book
 
 torch.set_num_threads(1)
+PATIENT = 120_000  # milliseconds; a busy machine is no failure
+# Root has no sandbox; no name resolves, so nothing outside can be reached
+CHROMIUM = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-quic",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]  # fmt: skip
 
 hypothesis.settings.register_profile(
     "repeatable",
@@ -25,3 +37,35 @@ def data_root() -> Path | None:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     root = Path(os.environ.get("SADDLEBOOK_DATA", beside))
     return root if root.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def everyones(tmp_path_factory) -> Path:
+    """One folder for all workers of this session."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def site(everyones) -> Path:
+    """The book as ``make book`` builds it, built by the first worker that asks."""
+    root, built = Path(__file__).parents[1], everyones / "site.built"
+    with open(everyones / "site.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists():
+            book.build(root)
+            built.touch()
+    return root / "_build/html"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium; one a process, for Playwright does not start twice in one."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    assert found, "Chromium is not installed: make browser"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=found, args=CHROMIUM, timeout=PATIENT
+        )
+        yield browser
+        browser.close()

@@ -1,7 +1,6 @@
 """Every chapter keeps the book's rules, and runs at quick scale as readers run it."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -130,12 +129,9 @@ def test_every_deviation_tagged_in_the_source_is_explained():
 
 
 @pytest.fixture(scope="session")
-def quick_results(tmp_path_factory):
+def quick_results(everyones):
     """Records of quick runs, shared: what one chapter trained, the next one reads."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # one folder for all workers
-        folder = folder.parent
-    shared = folder / "chapters"
+    shared = everyones / "chapters"
     shared.mkdir(exist_ok=True)
     return shared
 

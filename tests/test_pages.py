@@ -1,72 +1,21 @@
 """The built pages as readers meet them: a real browser, no network, no kernel."""
 
-import fcntl
 import functools
 import http.server
-import os
 import re
-import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
+from conftest import PATIENT
 from test_widgets import made_up
 
-from saddlebook import book, saddles, widgets
+from saddlebook import saddles, widgets
 
 pytestmark = pytest.mark.pages
 ROOT = Path(__file__).parents[1]
 CHAPTER = "book/ch03_saddles"
-QUIET = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-quic",
-]  # fmt: skip
-PATIENT = 120_000  # milliseconds; a busy machine is no failure
-
-
-def newest(paths) -> float:
-    return max(path.stat().st_mtime for path in paths)
-
-
-def fresh_book() -> Path | None:
-    """The whole book, if it was built after everything chapter 3 is made of."""
-    made = ROOT / "_build/html"
-    source = [*(ROOT / "src/saddlebook").glob("*.*"), *(ROOT / "book").glob("*.*")]
-    page = made / f"{CHAPTER}.html"
-    return made if page.exists() and page.stat().st_mtime > newest(source) else None
-
-
-def small_book(root: Path) -> Path:
-    """Chapter 3 and what it refers to, through the same build."""
-    made = root / "_build/html"
-    if made.exists():
-        return made
-    (root / "book").mkdir(parents=True, exist_ok=True)
-    for name in ("_config.yml", f"{CHAPTER}.py"):
-        shutil.copy(ROOT / name, root / name)
-    for name in ("references.bib", "references.md", "notation.md"):
-        shutil.copy(ROOT / "book" / name, root / "book")
-    shutil.copytree(ROOT / "book/_static", root / "book/_static", dirs_exist_ok=True)
-    chapters = "".join(f"  - file: book/{n}\n" for n in ("notation", "references"))
-    toc = f"format: jb-book\nroot: {CHAPTER}\nchapters:\n{chapters}"
-    (root / "_toc.yml").write_text(toc)
-    return book.build(root)
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    """Folder of built pages; with several workers, built by the first of them."""
-    found = fresh_book()
-    if found:
-        return found
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    with open(folder / "pages.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return small_book(folder / "pages")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -81,16 +30,6 @@ def server(site):
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{serving.server_port}"
         serving.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    assert found, "Chromium is not installed: make browser"
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(
-            executable_path=found, args=QUIET, timeout=PATIENT
-        )
 
 
 class Visit:

@@ -1,36 +1,18 @@
 """The built book in a real browser: from disk, no network, light and dark, small."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from conftest import PATIENT
 
 from saddlebook import book
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = book.entries(ROOT)
 THEMES = ("light", "dark")
-# One build and one browser serve all: keep them in one process
+# One visit a page and theme serves all: keep them in one process
 pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]
-
-
-@pytest.fixture(scope="session")
-def site() -> Path:
-    """The book as ``make book`` builds it."""
-    return book.build(ROOT)
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with sync_playwright() as playwright:
-        found = shutil.which("chromium") or shutil.which("google-chrome")
-        # root has no sandbox; no name resolves, so nothing outside can be reached
-        flags = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND"]
-        browser = playwright.chromium.launch(executable_path=found, args=flags)
-        yield browser
-        browser.close()
 
 
 class Visit:
@@ -38,7 +20,7 @@ class Visit:
 
     def __init__(self, browser, file: Path, theme: str = "light") -> None:
         self.context = browser.new_context(color_scheme=theme, offline=True)
-        self.context.set_default_timeout(120_000)
+        self.context.set_default_timeout(PATIENT)
         self.context.add_init_script(f"localStorage.setItem('mode', '{theme}')")
         self.theme, self.file = theme, file
         self.troubles: list[str] = []

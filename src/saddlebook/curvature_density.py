@@ -26,6 +26,7 @@ _DASHES = ("-", "--")
 WIDTH = 0.1  # of the kernel, in decades
 
 
+@styled
 def spectra(
     table: pd.DataFrame, labels: Sequence[int] = (0, 5, -2), mode: str = "clean"
 ) -> Axes:
