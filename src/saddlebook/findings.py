@@ -1,0 +1,121 @@
+"""What was found, as one table from records: the README's, checked by a test.
+
+    python -m saddlebook.findings        writes it between the marks in README.md
+
+Knows records and the judges of claims; the book's first page calls the same judges.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+
+from saddlebook import claims, curvature, curvature_claims, hypotheses, report, studies
+from saddlebook.errors import UsageError
+from saddlebook.files import write_whole
+from saddlebook.store import Store
+
+if TYPE_CHECKING:
+    from saddlebook.record import Record
+
+OF_HYPOTHESES = (
+    "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing", "bn_statistics",
+)  # fmt: skip
+STUDIES = (*OF_HYPOTHESES, "control", "dynamics")
+_START, _END = "<!-- found -->", "<!-- /found -->"
+
+
+class Finding(NamedTuple):
+    """A claim, the paper's number, ours, and what became of it."""
+
+    claim: str
+    paper: str
+    here: str
+    verdict: str
+
+
+def present(
+    names: Sequence[str], scale: str = "lite", results: str | Path = report.RESULTS
+) -> dict[str, list[Record]]:
+    """Records of studies that are there, by study."""
+    store = Store(Path(results) / scale)
+    wanted = {name: studies.named(name, scale) for name in names}
+    return {name: list(filter(None, map(store.get, wanted[name]))) for name in names}
+
+
+def findings(
+    scale: str = "lite", results: str | Path = report.RESULTS
+) -> list[Finding]:
+    """Accuracy of the tail, curvature and its causes, and the five hypotheses."""
+    found = present(STUDIES, scale, results)
+    runs = [record for records in found.values() for record in records]
+    table = curvature.spectra(found["dynamics"])
+    listed = curvature_claims.saddle_claims() + curvature_claims.cause_claims()
+    judged = curvature_claims.judge(table, listed)
+    return [
+        *_gains(found["table1"] + found["control"]),
+        *_curvature(judged),
+        *_hypotheses(runs, scale),
+    ]
+
+
+def _gains(records: Sequence[Record]) -> list[Finding]:
+    family = claims.sam_comparisons() + claims.control_comparisons()
+    judged = claims.judge(records, family, report.paper("table1", "cifar10"))
+    chosen = judged[(judged["group"] == "tail") & judged["paper"].notna()]
+    return [
+        Finding(
+            f"Tail accuracy: {row['other']} − {row['base']}",
+            f"{row['paper']:+.1f} points",
+            f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})",
+            {"yes": "holds", "no": "fails"}.get(row["holds"], row["holds"])
+            + (" (nothing gained)" if row["claim"] == "no gain" else ""),
+        )
+        for _, row in chosen.iterrows()
+    ]
+
+
+def _curvature(judged: pd.DataFrame) -> Iterator[Finding]:
+    shown = curvature_claims.sheet(judged)
+    for name, row in shown.iterrows():
+        seeds = f"{row['for']} of {row['seeds']} seeds"
+        yield Finding(str(name), "", f"{row['difference']}, {seeds}", row["verdict"])
+
+
+def _hypotheses(runs: Sequence[Record], scale: str) -> Iterator[Finding]:
+    judged = hypotheses.judge(runs, scale)
+    numbers = hypotheses.numbers(hypotheses.estimates(runs, scale), judged)
+    for _, row in judged.iterrows():
+        name = row["hypothesis"]
+        parts = numbers.loc[[name]]
+        told = "; ".join(f"{p['contrast']} {p['points']}" for _, p in parts.iterrows())
+        verdict = hypotheses.answer(judged, name).name
+        yield Finding(f"({name}) {row['statement']}", "", told, verdict)
+
+
+def table(found: Sequence[Finding]) -> str:
+    """As a Markdown table."""
+    lines = ["| claim | paper | here | verdict |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in found)])
+
+
+def inserted(text: str, found: Sequence[Finding]) -> str:
+    """``text`` with the table between its marks.
+
+    Raises:
+        UsageError: The marks are not there.
+    """
+    before, start, rest = text.partition(_START)
+    _, end, after = rest.partition(_END)
+    if not start or not end:
+        raise UsageError(f"no {_START} … {_END} to write between")
+    return f"{before}{start}\n{table(found)}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    readme = Path(sys.argv[1] if len(sys.argv) > 1 else "README.md")
+    write_whole(readme, inserted(readme.read_text(), findings()).encode())
