@@ -95,6 +95,38 @@ def test_the_deep_network_agrees_too():
         assert relative(ours, theirs[key]) < 1e-9, key
 
 
+@pytest.mark.parametrize("depth", ["resnet8", "resnet32"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sam"])
+@pytest.mark.parametrize("name", ["ce", "ldam", "vs"])
+def test_one_flat_step_in_single_precision_equals_plain_pytorch(name, optimizer, depth):
+    weight = losses.class_weights(COUNTS, 0.999 if name == "ldam" else 0.0).float()
+    images, targets = next(batches())
+    model = network(name == "ldam", depth).float().train()
+    replica = Replica(
+        copy.deepcopy(model),
+        Objective(losses.adjustment(name, COUNTS)),
+        optimizer=optimizer,
+    )
+    replica.step(
+        images.float(), targets, Hyper(*map(torch.tensor, (0.05, 0.3)), weight)
+    )
+    settings = {"lr": 0.05, "momentum": 0.9, "weight_decay": 2e-4}
+    plain = torch.optim.SGD(model.parameters(), **settings)
+    if optimizer == "sam":
+        plain = SAM(model.parameters(), torch.optim.SGD, rho=0.3, **settings)
+
+    def closure():
+        plain.zero_grad()
+        loss = public_loss(name, weight)(model(images.float()), targets)
+        loss.backward()
+        return loss
+
+    plain.step(closure)
+    theirs = torch.cat([p.detach().flatten() for p in model.parameters()])
+    ours = torch.cat([p.detach().flatten() for p in replica.model.parameters()])
+    assert relative(ours, theirs) < 1e-6
+
+
 def test_sam_with_zero_rho_is_sgd_bit_for_bit():
     weight = torch.ones(5).double()
     sam = flat_run("ce", weight, "sam", 0.0, sam_bn="first")

@@ -145,6 +145,20 @@ def test_a_run_that_another_process_holds_is_left_to_it(capsys):
     assert len(list(Path("results/quick").iterdir())) == 1  # the other run was made
 
 
+def test_two_processes_at_once_share_the_runs_and_spoil_none(capsys):
+    words = ["run", "control", "--scale", "quick", "--seeds", "0,1", "--quiet"]
+    command = [sys.executable, "-m", "saddlebook", *words]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    both = [subprocess.Popen(command, **quiet) for _ in range(2)]
+    # 8: the other one had a run in hand; together they make them all
+    assert {process.wait(timeout=240) for process in both} <= {0, 8}
+    store = Store("results/quick")
+    before = {path: path.read_bytes() for path in store.path.iterdir()}
+    assert len(store.verify()) == 4
+    assert main(words) == 0
+    assert {path: path.read_bytes() for path in store.path.iterdir()} == before
+
+
 def test_a_lock_outlives_no_process(tmp_path):
     child = os.fork()
     if child == 0:

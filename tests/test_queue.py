@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saddlebook import checkpoint, data, runner, studies
+from saddlebook import checkpoint, data, measure, runner, studies
 from saddlebook.errors import CorruptError, DataError, VerifyError
 from saddlebook.experiment import at_scale
 from saddlebook.files import write_whole
@@ -125,11 +125,14 @@ def test_networks_come_back_in_half_and_are_measured_in_a_later_call(monkeypatch
     for name, tensor in whole.items():
         assert torch.equal(half[name], tensor.half() if tensor.ndim > 1 else tensor)
 
+    few = [measure._item(epoch, 9, "clean") for epoch in dynamics[0].spectra_at]
+    monkeypatch.setattr(measure, "plan", lambda experiment: few)
     assert call(monkeypatch, send, "dynamics", *words, *PLACES) == 0
     assert call(monkeypatch, run, *there("second")) == 0
     assert call(monkeypatch, fetch, "second/out", *PLACES) == 0
     (record,) = Store("results/quick").records([dynamics[0]])
     assert {s["epoch"] for s in record.spectra} == set(dynamics[0].spectra_at)
+    assert record.curves == Store("results/quick").records()[1].curves
     assert not Path("second/work", folder.name, "epoch0001.weights.incoming").exists()
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from saddlebook import checkpoint, data
+from saddlebook import checkpoint, data, losses
 from saddlebook.errors import CorruptError, NumericalError, Stopped
 from saddlebook.experiment import Experiment
+from saddlebook.task import prepare
 from saddlebook.train import train
+from saddlebook.training import Run
 
 TINY = Experiment(
     scale="quick", dataset="digits", max_count=40, imbalance_factor=4.0, image_size=8,
@@ -130,6 +132,41 @@ def test_the_outcome_holds_what_a_record_needs(digits, tmp_path):
     assert outcome.class_counts[0] == 40
     assert outcome.class_counts[9] == 10
     assert outcome.digest == digits.digest
+
+
+def published_schedule(epoch):
+    """As the released script writes it, epochs from 0: rate and index of the weights.
+
+    Its rate: warm-up in 5 epochs, factors from the 161st and the 181st; its DRW takes
+    entry ``epoch // 160`` of (0, 0.9999) as beta.
+    """
+    lr, number = 0.1, epoch + 1
+    if number <= 5:
+        return lr * number / 5, epoch // 160
+    if number > 180:
+        return lr * 0.0001, epoch // 160
+    return (lr * 0.01 if number > 160 else lr), epoch // 160
+
+
+def test_every_one_of_200_epochs_has_the_published_rate_weights_and_radius(
+    digits, tmp_path
+):
+    exp = Experiment(
+        dataset="digits", max_count=20, imbalance_factor=4, image_size=8, width=2,
+        model="resnet8", reweight="drw", optimizer="sam", rho=0.5, precision="fp64",
+    )  # fmt: skip
+    run = Run(exp, prepare(exp, digits), tmp_path, "cpu")
+    rare = losses.class_weights(run.task.class_counts, exp.beta).double()
+    for epoch in range(1, 201):
+        run.epoch = epoch - 1
+        run.begin()
+        lr, index = published_schedule(epoch - 1)
+        hyper = run.lane.hyper
+        assert float(hyper.lr) == pytest.approx(lr, rel=1e-12)
+        expected = rare if index else torch.ones(10)
+        assert torch.allclose(hyper.weight, expected.double(), rtol=1e-6)
+        assert float(hyper.rho) == 0.5
+        assert hyper.ascend
 
 
 def test_learning_happens(digits, tmp_path):
