@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -64,10 +65,24 @@ def names(folder):
     return [name for name in found if name != "item.json"]
 
 
+ABSENT = (
+    "torchvision",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "tqdm",
+    "IPython",
+    "papermill",
+)
+
+
 def killed_after_a_record(name):
-    """Run in a process of its own and SIGKILL it once a record lies in ``out``."""
+    """Run as on a bare machine and SIGKILL it once a record lies in ``out``."""
     command = [sys.executable, str(TOOLS / "run.py"), *there(name), "--every", "0.1"]
-    environment = os.environ | {"PYTHONPATH": str(TOOLS.parents[1] / "src")}
+    bare = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))"
+    write_whole(Path("bare/sitecustomize.py"), bare.encode())
+    folders = [str(Path("bare").resolve()), str(TOOLS.parents[1] / "src")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not any(n.startswith("records/") for n in names(f"{name}/out")):
@@ -292,6 +307,23 @@ def test_runs_without_room_stay_here(monkeypatch, capsys):
 def test_what_cannot_be_sent_is_one_line(words, code, monkeypatch, capsys):
     assert call(monkeypatch, send, *words, *PLACES) == code
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_commands_of_the_list_of_runs_can_be_pasted():
+    text = (TOOLS.parent / "GPU_RUNS.md").read_text()
+    commands = [line[4:] for line in text.splitlines() if line.startswith("    ")]
+    assert max(map(len, commands)) <= 2000
+    wanted = set()
+    for command in commands:
+        _, tool, *words = shlex.split(command)[command.startswith("PYTHONPATH") :]
+        if tool == "-u":
+            tool, *words = words
+        assert (TOOLS.parents[1] / tool).is_file()
+        if "send.py" in tool and "STUDY" not in words:
+            wanted |= set(send.chosen(send.parser().parse_args(words)))
+    in_it = ("table1", "rho_ablation", "sam_timing", "bn_statistics", "weight_decay")
+    needed = {e for name in in_it for e in studies.named(name, seeds=[0])}
+    assert needed <= wanted
 
 
 def test_a_call_without_its_folder_or_pack_is_one_line(monkeypatch, capsys):

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -99,8 +99,18 @@ def run_unit(folder: Path, records: list[Path], finished: bool, keep: bool) -> U
     return {name: path.read_bytes() for name, path in files.items() if path.exists()}
 
 
+def networks(folder: Path, epochs: Iterable[int] | None) -> dict[str, Unit]:
+    """A run's exported networks, of these epochs or all, each a unit."""
+    wanted = None if epochs is None else {f"epoch{epoch:04d}" for epoch in epochs}
+    return {
+        f"{folder.name}/{path.name}": _halved(path)
+        for path in sorted(folder.glob("*.weights"))
+        if wanted is None or path.stem in wanted
+    }
+
+
 @cache
-def weights_unit(path: Path) -> Unit:
+def _halved(path: Path) -> Unit:
     """An exported network in half precision."""
     meta, tensors = checkpoint.load(path)
     halved = checkpoint.encoded(meta, checkpoint.halved(tensors))

@@ -199,6 +199,19 @@ def kernels(device: str, precision: str, optimizer: str) -> int:
     return sum(event.device_type == kind for event in profile.events())
 
 
+def profile(device: str, precision: str) -> str:
+    """Table of the kernels that an eager step spends most time in."""
+    runs, together = lanes(device, precision, "sgd", 1), SideBySide()
+    with arithmetic(precision):
+        advance(together, runs, 3, batch(device))
+        with torch.profiler.profile() as found:
+            advance(together, runs, 1, batch(device))
+            _wait(device)
+    order = f"self_{'cpu' if device == 'cpu' else 'cuda'}_time_total"
+    averages = found.key_averages()
+    return averages.table(sort_by=order, row_limit=20, max_name_column_width=70)
+
+
 def test_time(device: str, precision: str) -> float:
     """Milliseconds of a pass over 10,000 test images."""
     runs, together = lanes(device, precision, "sgd", 1), SideBySide(graphs(device))
@@ -251,7 +264,13 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=400, help="seconds")
+    parser.add_argument("--profile", help="only this: a step's kernels in bf16, ...")
     asked = parser.parse_args()
+    if asked.profile:
+        table = profile(asked.device, asked.profile)
+        write_whole(asked.out / "kernels.txt", table.encode())
+        print(table)
+        return 0
     began, rows, device = time.monotonic(), [], asked.device
     where = "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
 

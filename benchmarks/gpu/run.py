@@ -19,7 +19,7 @@ from typing import Any
 
 import pack
 import torch
-from bundle import Bundle, Unit, install, parts, run_unit, weights_unit
+from bundle import Bundle, Unit, install, networks, parts, run_unit
 
 from saddlebook import runner
 from saddlebook.errors import DataError, SaddlebookError
@@ -84,7 +84,7 @@ class Call:
     def units(self) -> dict[str, Unit]:
         """Runs in the order of the item, then exported networks."""
         runs: dict[str, Unit] = {}
-        networks: dict[str, Unit] = {}
+        exported: dict[str, Unit] = {}
         for slug in dict.fromkeys(e.training.slug for e in self.experiments):
             mine = [e for e in self.experiments if e.training.slug == slug]
             left = [e for e in mine if not self._record(e).exists()]
@@ -92,10 +92,9 @@ class Call:
             folder, keep = self.work / slug, slug in self.item["keep"]
             if unit := run_unit(folder, records, finished=not left, keep=keep):
                 runs[slug] = unit
-            if keep or any(e.spectra_at for e in left):
-                exported = sorted(folder.glob("*.weights"))
-                networks |= {f"{slug}/{p.name}": weights_unit(p) for p in exported}
-        return runs | networks
+            epochs = None if keep else [at for e in left for at in e.spectra_at]
+            exported |= networks(folder, epochs)
+        return runs | exported
 
     def _record(self, experiment: Experiment) -> Path:
         return self.results / experiment.scale / f"{experiment.slug}.json"

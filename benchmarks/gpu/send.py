@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pack
-from bundle import Bundle, Unit, run_unit, weights_unit
+from bundle import Bundle, Unit, networks, run_unit
 
 from saddlebook import checkpoint, runner, studies
 from saddlebook.errors import SaddlebookError, UsageError, one_of
@@ -61,9 +61,8 @@ def carried(experiments: list[Experiment], work: Path) -> dict[str, dict[str, Un
         if (folder / "latest.ckpt").exists():
             epoch = checkpoint.load(folder / "latest.ckpt")[0]["epoch"]
             units = {slug: run_unit(folder, [], finished=False, keep=True)}
-            if any(e.spectra_at for e in experiments if e.training.slug == slug):
-                exported = sorted(folder.glob("*.weights"))
-                units |= {f"{slug}/{p.name}": weights_unit(p) for p in exported}
+            mine = [e for e in experiments if e.training.slug == slug]
+            units |= networks(folder, [at for e in mine for at in e.spectra_at])
             found[slug] = (epoch, units)
     ordered = sorted(found, key=lambda slug: -found[slug][0])
     return {slug: found[slug][1] for slug in ordered}
@@ -109,7 +108,7 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", nargs="+", help=", ".join(studies.STUDIES))
     parser.add_argument("--scale", default="full")
@@ -122,7 +121,11 @@ def main() -> int:
     parser.add_argument("--room", type=int, default=TRAVELS, help="bytes that travel")
     parser.add_argument("--work", type=Path, default=Path(runner.WORK))
     parser.add_argument("--results", type=Path, default=Path("results"))
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    options = parser().parse_args()
     try:
         experiments = chosen(options)
         name = experiments[0].dataset
