@@ -31,6 +31,8 @@ from saddlebook.page import Page, check_parameters, sentinel
 __all__ = ["Page", "build", "execute", "execute_all", "export", "setup"]
 
 _SOURCES = ("_config.yml", "_toc.yml")
+# The kernel's own log, not the cells': it warns of a socket that only this machine sees
+_QUIET = ["--IPKernelApp.log_level=CRITICAL"]
 # Absolute paths of any machine, in text that readers get
 MACHINE_PATH = re.compile(r"(?<![\w.])(/(root|home|Users|tmp|work)/[\w.]|[A-Z]:\\\\)")
 
@@ -147,6 +149,7 @@ def execute(
             cwd=str(root),
             progress_bar=False,
             execution_timeout=timeout,
+            extra_arguments=_QUIET,
         )
     except Exception as error:
         raise VerifyError(
