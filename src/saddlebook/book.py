@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
 from saddlebook.errors import SaddlebookError, UsageError, VerifyError, one_of
 from saddlebook.experiment import SCALES
@@ -211,7 +212,9 @@ def execute_all(
     # spawn: papermill changes the working directory, and forked threads deadlock
     context = get_context("spawn")
     with ProcessPoolExecutor(workers or os.cpu_count(), context) as pool:
-        done = list(pool.map(_execute_quietly, jobs))
+        running = pool.map(_execute_quietly, jobs)
+        # in a terminal only
+        done = list(tqdm(running, "chapters", len(jobs), disable=None))
     failures = [error for _, error in done if error]
     if failures:
         raise VerifyError("\n".join(failures))
