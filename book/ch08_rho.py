@@ -67,8 +67,9 @@ page.source(engine.Replica._sam)
 # In Jupyter: set $\rho$ and weight decay, press Run, and watch a small network train.
 # Stop leaves a state that Run continues. The result, a ring, falls onto the stored
 # runs. *Digits* takes seconds and shows the machinery only; *CIFAR-10-LT* takes
-# minutes and is the setting of the records, so a radius and seed that are stored give
-# exactly the stored numbers.
+# minutes and is the setting of the records: a radius and seed that are stored give the
+# stored numbers, to the bit on the processor named in the record, elsewhere within
+# what seeds do.
 
 # %%
 panel = live.Panel(page.results)
@@ -180,8 +181,9 @@ page.value("shape", sweeps.shape(ours))
 # The radius trades groups against each other; whether it also gains overall is the
 # verdict above, computed from the records.
 #
-# 1. In the panel choose CIFAR-10-LT, seed 0 and a radius from the table. Your ring must
-#    lie exactly on a stored dot. Now change the seed to one that is not stored.
+# 1. In the panel choose CIFAR-10-LT, seed 0 and a radius from the table. Does your ring
+#    lie on a stored dot? Change the seed to one that is not stored: how far do seeds
+#    move it, beside another processor?
 # 2. Set the radius to 0.3 and weight decay to ten times its value. Which of the two
 #    knobs moves the tail more?
 
