@@ -5,7 +5,7 @@ READY := .venv/.ready
 DEVICE ?= cpu
 WORKERS ?= 1
 PORT ?= 8000
-STUDIES := table1 control
+STUDIES := table1 control dynamics rho_ablation sam_timing bn_statistics weight_decay tuning optimizers curvature
 
 # Small networks on few cores: one thread a process is many times faster than all
 export OMP_NUM_THREADS ?= 1

@@ -39,7 +39,7 @@ class Page:
     """One chapter of the book while it runs.
 
     Args:
-        chapter: File stem of the chapter, such as ``ch07_sam``.
+        chapter: File stem of the chapter, such as ``ch07_table``.
         scale: ``lite`` and ``full`` show committed records, ``quick`` trains tiny ones.
         results: Folder with one folder of records per scale.
         device: Where ``quick`` trains: ``cpu``, ``cuda`` or ``cuda:N``.
