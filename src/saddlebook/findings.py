@@ -52,7 +52,7 @@ def findings(
 ) -> list[Finding]:
     """Accuracy of the tail, curvature and its causes, and the five hypotheses."""
     found = present(STUDIES, scale, results)
-    runs = [record for records in found.values() for record in records]
+    runs = [record for name in OF_HYPOTHESES for record in found[name]]
     table = curvature.spectra(found["dynamics"])
     listed = curvature_claims.saddle_claims() + curvature_claims.cause_claims()
     judged = curvature_claims.judge(table, listed)
