@@ -114,7 +114,7 @@ page.table(changed, "The same experiment (CE+DRW+SAM) at the three scales")
 # its outputs; from the sources, and with parameters that are checked by name and type:
 #
 # ```bash
-# jupytext --to ipynb -o ch07.ipynb book/ch07_table.py
+# jupytext --to ipynb --set-kernel python3 -o ch07.ipynb book/ch07_table.py
 # papermill ch07.ipynb out.ipynb -p scale quick -p device cpu
 # ```
 #

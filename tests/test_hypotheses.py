@@ -158,7 +158,7 @@ def test_verdicts_are_told_in_words_with_their_numbers():
     assert hypotheses.tell(judged) == told
     lines = hypotheses.listing(judged).splitlines()
     assert len(lines) == 5
-    assert lines[4].endswith("run bn_statistics --scale lite")
+    assert lines[4].endswith("`python -m saddlebook run bn_statistics --scale lite`")
     assert re.search(r"\*\*holds\*\*, adjusted p [\d.e-]+, against", lines[1])
     numbers = hypotheses.numbers(hypotheses.estimates(records), judged)
     row = numbers.loc["ii"]

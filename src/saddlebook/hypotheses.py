@@ -8,6 +8,7 @@ where no change is expected.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -145,7 +146,9 @@ def _item(row: Any) -> str:
     if not row["missing"]:
         told += f", adjusted p {row['p']:.2g}, against {row['p_against']:.2g}"
         told += f"; {row['scale']} scale"
-    return told + (f"; {row['note']}" if row["note"] else "")
+    # typeset as prose, two hyphens would become a dash
+    note = re.sub(r"python -m [^;]+", r"`\g<0>`", row["note"])
+    return told + (f"; {note}" if note else "")
 
 
 def show(judged: pd.DataFrame) -> None:
