@@ -14,8 +14,14 @@ from typing import Any, NoReturn
 
 import torch
 
-from saddlebook import runner, studies
-from saddlebook.errors import SaddlebookError, UsageError, one_of
+from saddlebook import runner, spectra, spectra_sheet, studies
+from saddlebook.errors import (
+    CorruptError,
+    SaddlebookError,
+    UsageError,
+    VerifyError,
+    one_of,
+)
 from saddlebook.experiment import SCALES, Experiment
 from saddlebook.store import Store
 
@@ -47,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print(
-            "saddlebook: interrupted; the last checkpoint is kept, the same command "
+            "saddlebook: interrupted; what was finished is kept, the same command "
             "continues",
             file=sys.stderr,
         )
@@ -72,10 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(status, optional=True)
     status.add_argument("--work", default=runner.WORK)
     verify = _command(commands, "verify", _verify, "check every record")
+    verify.add_argument("spectra", nargs="*", help="records of the spectra command")
     verify.add_argument("--results", default="results")
     book = _command(commands, "book", _book, "execute the chapters, build the book")
     book.add_argument("--scale", default="lite")
     book.add_argument("--results", default="results")
+    own = _command(commands, "spectra", _spectra, "class spectra of your network")
+    spectra.add_options(own)
     return parser
 
 
@@ -172,16 +181,32 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    if options.spectra:
+        return _verify_spectra(options.spectra)
     stores = [Store(Path(options.results) / scale) for scale in SCALES]
     counts = [len(store.verify()) for store in stores if store.path.exists()]
     print(f"{sum(counts)} records verified")
     return 0
 
 
+def _verify_spectra(paths: list[str]) -> int:
+    try:
+        counts = [len(spectra_sheet.load(path)["classes"]) for path in paths]
+    except CorruptError as error:
+        raise VerifyError(str(error)) from error
+    print(f"{len(paths)} records with {sum(counts)} spectra verified")
+    return 0
+
+
+def _spectra(options: argparse.Namespace) -> int:
+    return spectra.command(options, print)
+
+
 def _book(options: argparse.Namespace) -> int:
     from saddlebook import book
 
-    book.build(scale=options.scale, results=options.results)
+    pages = book.build(scale=options.scale, results=options.results)
+    print(f"the book is ready: open {pages.relative_to(Path.cwd())}/index.html")
     return 0
 
 

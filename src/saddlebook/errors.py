@@ -71,6 +71,11 @@ def one_of(what: str, name: object, known: Iterable[str]) -> str:
     names = list(known)
     if name in names:
         return str(name)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = nearest(str(name), names)
     raise UsageError(f"unknown {what} {name!r}: {hint}known: {', '.join(names)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint ``did you mean ...? `` or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""

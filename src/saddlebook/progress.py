@@ -16,14 +16,15 @@ class Progress:
     """A progress bar over the epochs of all runs, and the request to stop.
 
     Args:
-        total: Epochs of all runs.
+        total: Epochs of all runs, or other units of work.
         show: Draw the bar.
+        unit: Name of what is counted.
     """
 
-    def __init__(self, total: int, show: bool = True) -> None:
+    def __init__(self, total: int, show: bool = True, unit: str = "epoch") -> None:
         self._stop = threading.Event()
         self.signal = 0
-        self._bar = _bar(total) if show else None
+        self._bar = _bar(total, unit) if show else None
 
     def stop(self) -> None:
         """Ask for a stop after the current step; asking twice changes nothing."""
@@ -41,6 +42,12 @@ class Progress:
         self._bar.set_description(name, refresh=False)
         self._bar.set_postfix_str(f"loss {row['train_loss']:.3f}", refresh=False)
         self._bar.update()
+
+    def at(self, done: int, text: str) -> None:
+        """Move to ``done`` units in all, and say what is under way."""
+        if self._bar is not None:
+            self._bar.set_description(text, refresh=False)
+            self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
         """Leave the bar as it is and free the line."""
@@ -71,10 +78,10 @@ class Progress:
                 signal.signal(number, handler)
 
 
-def _bar(total: int) -> Any:
+def _bar(total: int, unit: str) -> Any:
     """A bar, or None where tqdm is not installed: it is a comfort, no need."""
     try:
         from tqdm.auto import tqdm
     except ImportError:
         return None
-    return tqdm(total=total, unit="epoch", file=sys.stderr, mininterval=1)
+    return tqdm(total=total, unit=unit, file=sys.stderr, mininterval=1)

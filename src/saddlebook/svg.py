@@ -60,22 +60,25 @@ def styled(draw: Callable[_P, Axes]) -> Callable[_P, Axes]:
     return inside
 
 
-def panels(columns: int = 1, height: float = 3.2, share: bool = True) -> list[Axes]:
+def panels(
+    columns: int = 1, height: float = 3.2, share: bool = True, rows: int = 1
+) -> list[Axes]:
     """Axes side by side on one transparent figure.
 
     Args:
         columns: How many.
         height: Of the figure, in inches; it is 7.5 wide.
         share: Give them one vertical scale.
+        rows: Of so many panels, one above the other.
     """
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(7.5, height))
         figure.patch.set_alpha(0)
-        row = figure.subplots(1, columns, sharey=share, squeeze=False)[0]
-    for axes in row:
+        made = figure.subplots(rows, columns, sharey=share, squeeze=False).flatten()
+    for axes in made:
         axes.patch.set_alpha(0)
         axes.set_axisbelow(True)
-    return list(row)
+    return list(made)
 
 
 def describe(figure: Figure) -> str:
@@ -104,6 +107,15 @@ def inline(figure: Figure) -> str:
     return re.sub(
         'width="[\\d.]+pt" height="[\\d.]+pt"', lambda _: named, text, count=1
     )
+
+
+def standalone(figure: Figure) -> bytes:
+    """The figure as an SVG file of its own, its description inside."""
+    out = io.BytesIO()
+    about = {"Date": None, "Description": describe(figure)}
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure.savefig(out, format="svg", metadata=about)
+    return out.getvalue()
 
 
 def show(axes: Axes, caption: str) -> None:

@@ -1,0 +1,224 @@
+"""Networks that were trained elsewhere: their weights, read without running any code.
+
+Knows files and modules; no image and no loss.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saddlebook import models
+from saddlebook.errors import CorruptError, MachineError, UsageError, nearest
+
+# Where a state dict lies in the files of common training codes, and what is put before
+# its names by DataParallel, torch.compile and Lightning
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_COUNTERS = "num_batches_tracked"  # of batch norm; nothing measured reads them
+
+
+def state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors by name from a ``.pt`` or ``.pth`` file, unwrapped.
+
+    Only tensors and plain values are read (``weights_only=True``): a file that names
+    anything else is refused, and nothing in it runs.
+
+    Raises:
+        CorruptError: Not there, no such file, or more than tensors in it.
+    """
+    content = _loaded(Path(path))
+    tensors = _unwrapped(content)
+    if not tensors:
+        held = sorted(map(str, content)) if isinstance(content, Mapping) else []
+        raise CorruptError(
+            f"{path} holds no state dict ({', '.join(held[:8]) or type(content)}); "
+            "save model.state_dict()"
+        )
+    return tensors
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            start = file.read(200)
+        if start.lstrip().startswith(b"<"):
+            raise CorruptError(
+                f"{path} is a web page: the server answered with HTML instead of the "
+                "file; delete it and download it again"
+            )
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CorruptError(f"cannot read {path} ({error.strerror})") from error
+    except CorruptError:
+        raise
+    except Exception as error:  # a damaged pickle raises anything at all
+        raise CorruptError(_refused(path, error)) from error
+
+
+def _refused(path: Path, error: Exception) -> str:
+    if named := re.search(r"GLOBAL (\S+)", str(error)):
+        return (
+            f"{path} names code ({named[1]}), and code in a checkpoint is never run; "
+            "save model.state_dict() alone"
+        )
+    return (
+        f"{path} is damaged or no PyTorch checkpoint ({_first(error)}); save it again"
+    )
+
+
+def _unwrapped(content: Any) -> dict[str, Tensor]:
+    """The state dict inside, or nothing."""
+    if not isinstance(content, Mapping):
+        return {}
+    for name in _WRAPPERS:
+        if inner := _unwrapped(content.get(name)):
+            return inner
+    return {str(k): t for k, t in content.items() if isinstance(t, Tensor)}
+
+
+def network(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The named network at its initial weights, as large as ``tensors`` say.
+
+    Args:
+        name: ``resnet32`` or ``resnet8`` of ours (width, classes and head are seen in
+            the tensors), a classifier of torchvision (its classes are seen), or
+            ``module:function``, imported and called without arguments.
+        tensors: Of the checkpoint.
+
+    Raises:
+        UsageError: Unknown, or the function does not give a module.
+        MachineError: torchvision is not installed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if ":" in name:
+            return _made(name)
+        if name in models.MODELS:
+            return _ours(name, tensors)
+        return _torchvision(name, tensors)
+
+
+def _ours(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    width = _shape(tensors, "conv1.weight", (16,))[0]
+    cosine = not any(key.endswith("linear.bias") for key in tensors)
+    classes = _shape(tensors, "linear.weight", (10, 10))[-1 if cosine else 0]
+    return models.build(name, classes, width, cosine, 0)
+
+
+def _shape(
+    tensors: Mapping[str, Tensor], end: str, otherwise: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Shape of the first matrix or filter whose name ends so."""
+    found = (t.shape for key, t in tensors.items() if key.endswith(end) and t.ndim > 1)
+    return tuple(next(found, otherwise))
+
+
+def _torchvision(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    try:
+        from torchvision import models as theirs
+    except ImportError as error:
+        raise MachineError(
+            f"{name!r} would be a network of torchvision, which is not installed; "
+            "pip install torchvision"
+        ) from error
+    known = theirs.list_models(module=theirs)
+    if name not in known:
+        hint = nearest(name, [*models.MODELS, *known])
+        raise UsageError(
+            f"unknown model {name!r}: {hint}known: {', '.join(models.MODELS)}, "
+            "torchvision's classifiers, and module:function"
+        )
+    # the last tensor of every classifier there is the bias of its last layer
+    last = [t for t in tensors.values() if t.ndim][-1:]
+    return theirs.get_model(
+        name, weights=None, num_classes=len(last[0]) if last else 1000
+    )
+
+
+def _made(name: str) -> nn.Module:
+    module, _, function = name.partition(":")
+    try:
+        imported = importlib.import_module(module)
+    except Exception as error:  # whatever the user's module does
+        raise UsageError(
+            f"--model {name}: {module!r} cannot be imported ({_first(error)}); run "
+            "from the folder that holds it"
+        ) from error
+    make = getattr(imported, function, None)
+    if not callable(make):
+        there = [n for n, value in vars(imported).items() if callable(value)]
+        hint = nearest(function, [n for n in there if n[0] != "_"])
+        raise UsageError(
+            f"--model {name}: no such function in {module}" + (hint and f"; {hint}")
+        )
+    try:
+        made = make()
+    except Exception as error:
+        raise UsageError(f"--model {name} failed: {_first(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"--model {name} gave a {type(made).__name__}, no nn.Module")
+    return made
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:120]}"
+
+
+def fit(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> nn.Module:
+    """Put ``tensors`` into the model, in eval mode; float64 if a tensor is.
+
+    Args:
+        model: Changed in place.
+        tensors: All it needs and nothing else; a prefix before all names is dropped.
+        what: Names both in errors.
+
+    Raises:
+        CorruptError: Names or shapes do not fit; says the nearest.
+    """
+    wanted = model.state_dict()
+    found = _stripped(tensors, wanted)
+    lacking = [n for n in wanted if n not in found and not n.endswith(_COUNTERS)]
+    unknown = [n for n in found if n not in wanted]
+    if lacking or unknown:
+        parts = [_named("lacks", lacking, found), _named("holds", unknown, wanted)]
+        raise CorruptError(
+            f"{what}: the checkpoint {' and '.join(filter(None, parts))}"
+        )
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape:
+            raise CorruptError(
+                f"{what}: {name} is {list(tensor.shape)} in the checkpoint and "
+                f"{list(wanted[name].shape)} in the model"
+            )
+    if any(tensor.dtype == torch.float64 for tensor in found.values()):
+        model.double()
+    model.load_state_dict(dict(found), strict=False)
+    return model.eval()
+
+
+def _stripped(
+    tensors: Mapping[str, Tensor], wanted: Iterable[str]
+) -> Mapping[str, Tensor]:
+    """Without what stands before every name, unless the model has such names."""
+    known = set(wanted)
+    for prefix in 2 * _PREFIXES:
+        if not known & set(tensors) and all(n.startswith(prefix) for n in tensors):
+            tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
+    return tensors
+
+
+def _named(verb: str, names: list[str], others: Iterable[str]) -> str:
+    if not names:
+        return ""
+    near = difflib.get_close_matches(names[0], others, n=1, cutoff=0)
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    other = f" (nearest in the {'file' if verb == 'lacks' else 'model'}: {near[0]!r})"
+    return f"{verb} {names[0]!r}{other if near else ''}{more}"
