@@ -16,8 +16,15 @@ from typing import Any
 
 import torch
 
-from saddlebook import certify, data, foreign, runner, spectra_sheet, subject
-from saddlebook.errors import MachineError, NumericalError, Stopped, UsageError, one_of
+from saddlebook import certify, data, runner, spectra_sheet, subject
+from saddlebook.errors import (
+    MachineError,
+    NumericalError,
+    Stopped,
+    UsageError,
+    nearest,
+    one_of,
+)
 from saddlebook.files import write_whole
 from saddlebook.folders import Images
 from saddlebook.hessian import PRECISIONS, spectrum
@@ -129,7 +136,7 @@ def _class(part: str, images: Images) -> int:
     if number < 0 and part in names:
         number = names.index(part)
     if not 0 <= number < len(names):
-        hint = "" if part.isdecimal() else foreign.nearest(part, names)
+        hint = "" if part.isdecimal() else nearest(part, names)
         raise UsageError(
             f"no class {part!r} in {images.name}: {hint}give numbers from 0 "
             f"({names[0]}) to {len(names) - 1} ({names[-1]}), or names"
