@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +11,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
-from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from saddlebook import saddles
+from saddlebook import saddles, svg
 from saddlebook.escapes import EscapeMap
 from saddlebook.landscapes import Rule, double_well, walk
-from saddlebook.svg import BLUE, COLOURS, INK, ORANGE, describe, inline, panels, styled
+from saddlebook.svg import BLUE, COLOURS, INK, ORANGE, panels, styled
 
 _MARKERS, _DASHES = "osD^v", ("-", "--", "-.", (0, (1, 1)))
 # viridis without its darkest part, which a dark page would swallow
@@ -164,20 +162,7 @@ def arrivals(tables: Mapping[str, pd.DataFrame]) -> Axes:
 
 def show(axes: Axes, caption: str) -> None:
     """``figures.show`` for pages with many points: the same picture, slimmed."""
-    from IPython.display import display
-
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    body = f'<div class="sb-scroll">{slim(inline(figure))}</div>'
-    text = f"<figcaption>{html.escape(caption)}</figcaption>"
-    display(
-        {
-            "text/html": f'<figure class="sb-figure">{body}{text}</figure>',
-            "text/plain": f"{caption}\n{describe(figure)}",
-        },
-        raw=True,
-        metadata={"saddlebook": {"page": True}},
-    )
+    svg.show(axes, caption, slim)
 
 
 def slim(picture: str) -> str:

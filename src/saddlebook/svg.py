@@ -118,13 +118,21 @@ def standalone(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def show(axes: Axes, caption: str) -> None:
-    """Put the figure of ``axes`` on the page, with its caption and description."""
+def show(
+    axes: Axes, caption: str, shape: Callable[[str], str] = lambda picture: picture
+) -> None:
+    """Put the figure of ``axes`` on the page, with its caption and description.
+
+    Args:
+        axes: Of the figure.
+        caption: Below it.
+        shape: What becomes of the SVG text before it is shown.
+    """
     from IPython.display import display
 
     figure = axes.figure
     assert isinstance(figure, Figure)
-    body = f'<div class="sb-scroll">{inline(figure)}</div>'
+    body = f'<div class="sb-scroll">{shape(inline(figure))}</div>'
     text = f"<figcaption>{html.escape(caption)}</figcaption>"
     display(
         {
