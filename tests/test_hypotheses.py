@@ -1,12 +1,14 @@
 """The registered hypotheses: what they compare and what upholds or refutes them."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from worlds import FAMILY, as_the_poster, world
 
 from saddlebook import hypotheses, partial, studies
+from saddlebook.store import Store
 
 
 def verdicts(records):
@@ -145,6 +147,23 @@ def test_the_rivals_noise_is_one_that_tuning_tries():
     rivals = [e for e in studies.optimizers() if e.optimizer in ("pgd", "lpf")]
     assert rivals
     assert {(e.optimizer, e.noise, e.lpf_samples) for e in rivals} <= tried
+
+
+@pytest.mark.parametrize("name", ["pgd", "lpf"])
+def test_the_rivals_noise_is_the_best_on_the_tuning_seeds(name):
+    store = Store(Path(__file__).parents[1] / "results/lite")
+    runs = store.records(studies.named("tuning", "lite"))
+    scores: dict[tuple[float, int], list[float]] = {}
+    for run in runs:
+        exp = run.experiment
+        if exp.optimizer == name:
+            setting = (exp.noise, exp.lpf_samples)
+            scores.setdefault(setting, []).append(run.accuracy.overall)
+    best = max(scores, key=lambda setting: sum(scores[setting]))
+    (chosen,) = {
+        (e.noise, e.lpf_samples) for e in studies.optimizers() if e.optimizer == name
+    }
+    assert chosen == best
 
 
 def test_verdicts_are_told_in_words_with_their_numbers():
