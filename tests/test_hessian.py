@@ -416,6 +416,15 @@ def test_bf16_products_keep_honest_bounds():
     ):
         assert float((values - value).abs().min()) <= bound
     assert found.lambda_max == pytest.approx(float(values[-1]), rel=1e-3)
+    # both ends are certified without bf16: a Rayleigh quotient off by less than 1e-5
+    exact = best_product(Problem(*problem), torch.float64)
+    for value, vector in (
+        (found.lambda_min, found.vector_min),
+        (found.lambda_max, found.vector_max),
+    ):
+        assert float(vector @ exact(vector)) == pytest.approx(
+            value, abs=1e-5 * found.scale
+        )
 
 
 def test_a_width_whose_shortcuts_broadcast_goes_the_generic_way():
@@ -440,6 +449,11 @@ def test_rounding_is_inside_the_bound():
         (found.lambda_min, found.vector_min, found.lambda_min_bound),
     ):
         assert float((exact(vector) - value * vector).norm()) <= bound
+    # the bound leaves room for both: what float32 leaves over and what it gets wrong
+    top, vector = found.lambda_max, found.vector_max
+    rough = product(vector).double()
+    left, wrong = rough - top * vector, exact(vector) - rough
+    assert float(left.norm() + wrong.norm()) <= found.lambda_max_bound
 
 
 class Crowded(nn.Module):
