@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev
 
 from saddlebook import models
-from saddlebook.certify import certified, start
+from saddlebook.certify import certified, check_fixed, start
 from saddlebook.errors import NumericalError, ResourceError, UsageError, VerifyError
 from saddlebook.hessian import class_spectra, spectrum
 from saddlebook.lanczos import distilled
@@ -161,13 +161,17 @@ def test_ends_lie_within_their_bounds_of_the_dense_spectrum(net, loss):
     assert all(found.converged)
 
 
-def test_converged_ends_of_a_float64_model_are_exact():
-    problem = case("resnet")
-    values = torch.linalg.eigvalsh(known("resnet"))
-    found = spectrum(*problem, steps=60)
-    assert found.lambda_min == pytest.approx(float(values[0]), rel=1e-9)
-    assert found.lambda_max == pytest.approx(float(values[-1]), rel=1e-9)
-    assert found.lambda_min_bound < 1e-8
+@pytest.mark.parametrize(("net", "loss"), CASES)
+def test_converged_ends_of_a_float64_model_are_exact(net, loss):
+    values = torch.linalg.eigvalsh(known(net, loss))
+    found = spectrum(*case(net, loss), steps=60)
+    scale = float(values.abs().max())
+    for value, bound, near in (
+        (found.lambda_min, found.lambda_min_bound, float(values[0])),
+        (found.lambda_max, found.lambda_max_bound, float(values[-1])),
+    ):
+        assert bound < 1e-7 * scale
+        assert value == pytest.approx(near, rel=1e-6, abs=1e-9 * scale)
 
 
 def test_softmax_regression_has_its_closed_form():
@@ -393,6 +397,34 @@ def test_a_changing_operator_is_refused_and_says_why():
         spectrum(Noisy(), LOSSES["ce"], images, labels, steps=5)
 
 
+class Counting(nn.Module):
+    """Remembers how often it was called, and lets that into its outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls = nn.Linear(5, 4), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x) * (1 + 0.01 * self.calls)
+
+
+def test_a_forward_that_keeps_a_state_is_refused():
+    images, labels = torch.randn(9, 5), torch.arange(9) % 4
+    with pytest.raises(VerifyError, match="keeps a state"):
+        spectrum(Counting(), LOSSES["ce"], images, labels, steps=5)
+
+
+def test_products_that_change_under_equal_outputs_are_refused():
+    class Unsteady(Product):
+        def __call__(self, vector):
+            return super().__call__(vector) * (1 + 1e-7 * torch.rand(()))
+
+    product = Unsteady(Problem(*case("cnn")), torch.float64)
+    with pytest.raises(VerifyError, match="between two products; cause"):
+        check_fixed(product)
+
+
 @pytest.mark.parametrize("shift", [4, 12])
 def test_a_memorised_class_keeps_its_digits(shift):
     model, loss, images, labels = case("resnet", dtype=torch.float32)
@@ -478,6 +510,23 @@ def test_out_of_memory_halves_the_chunk_and_gives_the_same_result():
         model = seeded(lambda room=room: Crowded(room))
         ends.append(spectrum(model, LOSSES["ce"], images, labels, steps=9).lambda_max)
     assert ends[0] == pytest.approx(ends[1], rel=1e-12)
+
+
+def test_out_of_memory_halves_the_chunk_of_the_products_by_hand(monkeypatch):
+    problem = Problem(*case("resnet", count=9))
+    whole = ResNetProduct(problem, torch.float64)
+    vector = torch.randn(whole.size, dtype=torch.float64)
+    wanted, record = whole(vector), ResNetProduct._record
+
+    def crowded(self, piece):
+        if piece.stop - piece.start > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return record(self, piece)
+
+    monkeypatch.setattr(ResNetProduct, "_record", crowded)
+    halved = ResNetProduct(problem, torch.float64)
+    assert relative(halved(vector), wanted) < 1e-12
+    assert halved.chunk == 3
 
 
 def test_out_of_memory_with_one_image_is_an_error():
