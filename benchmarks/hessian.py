@@ -1,7 +1,7 @@
 """Class Hessians against PyHessian, curvlinops and hessian-eigenthings, in one run.
 
 Run: python benchmarks/hessian.py product|accuracy|analysis|memory [--images 50]
-     [--seeds 5] [--tools ours,pyhessian,...]
+     [--seeds 5] [--tools ours,pyhessian,'ours in bf16',...]
 Times are CPU seconds of this process on one thread, so that a busy machine does not
 decide; tools take turns, and ratios are medians over rounds. A ratio is printed only
 if the same run's results agree. A peer that is not installed is named, not skipped.
@@ -45,6 +45,7 @@ def main() -> int:
     parser.add_argument("--tools", default="")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # networks are made before they are trained
     warnings.simplefilter("ignore")
     torch.eig = _eig  # type: ignore[attr-defined]
     peers = ", ".join(f"{name} {_version(name)}" for name in PEERS)
@@ -60,14 +61,14 @@ def product(images: int, seeds: int, tools: list[str]) -> int:
     makers = {
         "gradient": lambda: lambda v: gradient(model, x, y),
         "ours": lambda: ResNetProduct(Problem(model, LOSS, x, y)),
-        "ours, any module": lambda: Product(Problem(model, LOSS, x, y)),
-        "pyhessian, loader of 128": lambda: PyHessian(model, x, y).product,
-        "plain torch, kept graph": lambda: kept_graph(model, x, y),
+        "ours (any module)": lambda: Product(Problem(model, LOSS, x, y)),
+        "pyhessian (loader of 128)": lambda: PyHessian(model, x, y).product,
+        "plain torch (kept graph)": lambda: kept_graph(model, x, y),
         "eigenthings": lambda: eigenthings(model, x, y),
         "curvlinops": lambda: curvlinops(model, x, y),
     }
     if _bf16():
-        makers["ours, bf16"] = lambda: ResNetProduct(
+        makers["ours in bf16"] = lambda: ResNetProduct(
             Problem(model, LOSS, x, y), inner=torch.bfloat16
         )
     if tools:
@@ -158,7 +159,7 @@ def analysis(images: int, seeds: int, tools: list[str]) -> int:
 def memory(images: int, seeds: int, tools: list[str]) -> int:
     """Peak memory above the loaded network, one process a tool and size."""
     del seeds
-    for name in tools or ["ours", "ours, any module", "pyhessian", "curvlinops"]:
+    for name in tools or ["ours", "ours (any module)", "pyhessian", "curvlinops"]:
         for count in (images, 4 * images):
             script = f"import hessian; hessian.peak({name!r}, {count})"
             run = subprocess.run(
@@ -178,7 +179,7 @@ def peak(name: str, images: int) -> None:
     x, y = torch.randn(images, 3, 32, 32), torch.zeros(images, dtype=torch.int64)
     call = {
         "ours": lambda: ResNetProduct(Problem(model, LOSS, x, y)),
-        "ours, any module": lambda: Product(Problem(model, LOSS, x, y)),
+        "ours (any module)": lambda: Product(Problem(model, LOSS, x, y)),
         "pyhessian": lambda: PyHessian(model.eval(), x, y, len(x)).product,
         "curvlinops": lambda: curvlinops(model.eval(), x, y, len(x)),
     }[name]
@@ -406,5 +407,5 @@ PARTS = {"product": product, "accuracy": accuracy, "analysis": analysis,
 
 if __name__ == "__main__":
     if _bf16():
-        ANALYSES["ours, bf16"] = by_ours_bf16
+        ANALYSES["ours in bf16"] = by_ours_bf16
     sys.exit(main())
