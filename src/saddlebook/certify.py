@@ -82,11 +82,13 @@ def certified(product: Product, probes: Sequence[Probe]) -> Spectrum:
 def _rounding(product: Product, vector: torch.Tensor) -> float:
     """Twice the relative change that float64 makes to a product, over many images."""
     problem = product.problem
-    few = slice(None if problem.batch_norm == "batch" else _ROUNDED)
-    part = problem._replace(images=problem.images[few], labels=problem.labels[few])
-    rough, fine = (
-        best_product(part, d)(vector) for d in (product.dtype, torch.float64)
-    )
+    if problem.batch_norm == "batch" or len(problem.images) <= _ROUNDED:
+        part, rough = problem, product(vector)  # what it keeps serves again
+    else:
+        images, labels = problem.images[:_ROUNDED], problem.labels[:_ROUNDED]
+        part = problem._replace(images=images, labels=labels)
+        rough = best_product(part, product.dtype)(vector)
+    fine = best_product(part, torch.float64)(vector)
     return 2 * float((rough - fine).norm()) / max(float(fine.norm()), 1e-300)
 
 
