@@ -488,6 +488,15 @@ def test_rounding_is_inside_the_bound():
     assert float(left.norm() + wrong.norm()) <= found.lambda_max_bound
 
 
+def test_a_loss_of_several_classes_is_certified_in_one_chunk():
+    model, _, images, labels = case("resnet", count=12, dtype=torch.float32)
+    loss = nn.CrossEntropyLoss(torch.tensor([0.5, 1.0, 2.0, 0.5]))
+    values = torch.linalg.eigvalsh(dense(model, loss, images, labels))
+    found = spectrum(model, loss, images, labels, steps=40, batch_size=12)
+    assert abs(found.lambda_max - float(values[-1])) <= found.lambda_max_bound
+    assert found.lambda_max_bound < 1e-4 * found.scale
+
+
 class Crowded(nn.Module):
     """Runs out of memory above a number of images."""
 
