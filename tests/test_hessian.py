@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev
 
 from saddlebook import models
-from saddlebook.certify import certified, check_fixed, start
+from saddlebook.certify import certified, check_fixed, start, with_trace
 from saddlebook.errors import NumericalError, ResourceError, UsageError, VerifyError
 from saddlebook.hessian import class_spectra, spectrum
 from saddlebook.lanczos import distilled
@@ -217,6 +217,18 @@ class TestTrace:
         assert found.trace_method == "exact"
         assert found.trace == pytest.approx(truth, rel=1e-6)
         assert found.trace_error < 1e-5 * abs(truth)
+
+    @pytest.mark.parametrize("net", ["affine", "resnet"])
+    def test_exact_in_float32_is_within_its_rounding_of_float64(self, net):
+        for seed in range(6):
+            problem = Problem(*case(net, dtype=torch.float32, seed=seed))
+            product = best_product(problem, torch.float32)
+            found = certified(
+                product, [distilled(advance(start(product, 0), product, 3))]
+            )
+            found = with_trace(found, product, start(product, 0))
+            wide = best_product(problem, torch.float64)
+            assert abs(found.trace - exact_trace(wide)[0]) < found.trace_error
 
     def test_takes_the_gram_form_with_few_positions(self):
         model = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1), nn.Flatten(),
