@@ -159,7 +159,8 @@ def analysis(images: int, seeds: int, tools: list[str]) -> int:
 def memory(images: int, seeds: int, tools: list[str]) -> int:
     """Peak memory above the loaded network, one process a tool and size."""
     del seeds
-    for name in tools or ["ours", "ours (any module)", "pyhessian", "curvlinops"]:
+    known = ["ours", "ours in bf16", "ours (any module)", "pyhessian", "curvlinops"]
+    for name in tools or known:
         for count in (images, 4 * images):
             script = f"import hessian; hessian.peak({name!r}, {count})"
             run = subprocess.run(
@@ -179,6 +180,9 @@ def peak(name: str, images: int) -> None:
     x, y = torch.randn(images, 3, 32, 32), torch.zeros(images, dtype=torch.int64)
     call = {
         "ours": lambda: ResNetProduct(Problem(model, LOSS, x, y)),
+        "ours in bf16": lambda: ResNetProduct(
+            Problem(model, LOSS, x, y), inner=torch.bfloat16
+        ),
         "ours (any module)": lambda: Product(Problem(model, LOSS, x, y)),
         "pyhessian": lambda: PyHessian(model.eval(), x, y, len(x)).product,
         "curvlinops": lambda: curvlinops(model.eval(), x, y, len(x)),
