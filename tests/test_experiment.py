@@ -36,7 +36,7 @@ def test_every_field_changes_the_key():
         "scale": "lite", "dataset": "cifar100", "imbalance": "step", "max_count": 9,
         "model": "resnet8", "loss": "vs", "reweight": "drw", "optimizer": "sam",
         "sam_epochs": "after", "sam_bn": "first", "precision": "bf16",
-        "spectra_at": (1,), "beta": 0.5, "momentum": 0.5,
+        "spectra_at": (1,), "spectra_images": 9, "beta": 0.5, "momentum": 0.5,
     }  # fmt: skip
     keys = {Experiment().key}
     for field in fields(Experiment):

@@ -55,6 +55,23 @@ def test_a_single_epoch_means_one_clean_spectrum_of_every_class():
     assert names == [(3, class_, "clean") for class_ in range(10)]
 
 
+def test_no_spectrum_uses_more_images_than_the_experiment_allows(digits, trained):
+    few = replace(TINY, spectra_images=6)
+    assert few.training == TINY.training
+    task = prepare(few, digits)
+    assert (task.class_counts[0], task.class_counts[9]) == (20, 5)
+    model = measure.load_model(few, trained.weights[3])
+
+    def images(class_, **how):
+        item = measure._item(3, class_, "clean", **how)
+        return measure._measured(few, task, task.test_images, model, item)["images"]
+
+    assert images(0) == 6
+    assert images(9) == 5
+    assert images(0, cut=9) == 5
+    assert images(0, held_out=True) == 6
+
+
 def test_exported_weights_give_the_trained_network_back(digits, trained):
     model = measure.load_model(TINY, trained.weights[3])
     task = prepare(TINY, digits)

@@ -73,6 +73,7 @@ class Experiment:
         test_every: Epochs between two test passes; the last epoch is always tested.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp64``.
         spectra_at: Epochs whose class spectra are measured.
+        spectra_images: Most images of a class that its spectra use; None is all.
         seed: Of initial weights, order and augmentation; the split is always seed 0.
 
     Raises:
@@ -110,6 +111,7 @@ class Experiment:
     test_every: int = 1
     precision: str = "fp32"
     spectra_at: tuple[int, ...] = ()
+    spectra_images: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -125,6 +127,7 @@ class Experiment:
         at_least |= {"lpf_samples": 1, "test_every": 1, "drw_epoch": 0, "seed": 0}
         at_least |= {"image_size": 4, "rho": 0, "noise": 0, "weight_decay": 0}
         at_least |= {"momentum": 0, "vs_gamma": 0, "focal_gamma": 0, "max_count": 1}
+        at_least |= {"spectra_images": 1}
         for name, low in at_least.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -179,7 +182,7 @@ class Experiment:
     @property
     def training(self) -> Experiment:
         """The same run without its measurements: one training serves them all."""
-        return replace(self, spectra_at=())
+        return replace(self, spectra_at=(), spectra_images=None)
 
     @property
     def milestones(self) -> tuple[int, ...]:
@@ -225,7 +228,7 @@ def _typed(name: str, default: Any, value: Any) -> Any:
     try:
         if name == "spectra_at":
             return tuple(sorted({_whole(epoch) for epoch in value}))
-        if name == "max_count":
+        if name in ("max_count", "spectra_images"):
             return None if value is None else _whole(value)
         if isinstance(default, str):
             if not isinstance(value, str):

@@ -143,10 +143,16 @@ def _measured(
         steps=_STEPS,
         rtol=_RTOL,
         seed=item["seed"],
-        limit=None if item["cut"] is None else task.class_counts[item["cut"]],
+        limit=_limit(experiment, task, item["cut"]),
         quadrature=last and item["mode"] in ("clean", "as_published"),
     )
     return result | {"mode": item["mode"]}
+
+
+def _limit(experiment: Experiment, task: Task, cut: int | None) -> int | None:
+    """Most images: those of the class cut to, and what the experiment allows."""
+    size = None if cut is None else task.class_counts[cut]
+    return min(filter(None, (size, experiment.spectra_images)), default=None)
 
 
 def class_loss(experiment: Experiment, task: Task) -> Callable[..., Tensor]:

@@ -23,22 +23,25 @@ if TYPE_CHECKING:
 _PATIENCE = 600  # seconds another chapter may take to train the same quick run
 
 
-def gather(page: Page, *names: str) -> dict[str, list[Record]]:
+def gather(
+    page: Page, *names: str, scale: str | None = None
+) -> dict[str, list[Record]]:
     """Records of studies that are there, by study; a note on the page for the rest.
 
-    At ``full`` where a study is complete there, else ``lite``. At ``quick`` seed 0 is
-    trained, without spectra.
+    At ``full`` where a study is complete there, else ``lite``, unless ``scale`` says
+    which. At ``quick`` seed 0 is trained, without spectra.
 
     Args:
         page: Shows the notes and counts the records in its footer.
         names: Of ``saddlebook.studies``.
+        scale: Where to look for them; not heeded at ``quick``.
     """
     wanted = {name: studies.named(name) for name in names}
     if page.scale == "quick":
         there = {name: _smoke(runs) for name, runs in wanted.items()}
         scales = dict.fromkeys(names, "quick")
     else:
-        scales = {name: _scale(page, runs) for name, runs in wanted.items()}
+        scales = {name: scale or _scale(page, runs) for name, runs in wanted.items()}
         there = {n: _present(page, runs, scales[n]) for n, runs in wanted.items()}
         _tell(wanted, there, scales)
     found = {}

@@ -174,11 +174,24 @@ def curvature(seeds: Sequence[int] = SEEDS[:3]) -> list[Experiment]:
     return [replace(run, spectra_at=(run.epochs,)) for run in runs]
 
 
+def full_scale(seeds: Sequence[int] = SEEDS[:3]) -> list[Experiment]:
+    """The paper's own setting as far as a CPU goes: CE+DRW with SGD and with SAM.
+
+    Short of ``dynamics`` in cost only: bf16, tested every fifth epoch, spectra at three
+    of its epochs and of at most 100 images a class. Third, SGD with the weight decay
+    of ``control``.
+    """
+    few = {"precision": "bf16", "test_every": 5, "spectra_images": 100}
+    few |= {"spectra_at": (EPOCHS_OF_DYNAMICS[0], 160, EPOCHS_OF_DYNAMICS[-1])}
+    settings = [_drw(), _drw_sam(), _drw() | {"weight_decay": 1e-3}]
+    return _seeded([setting | few for setting in settings], seeds)
+
+
 STUDIES: dict[str, Callable[..., list[Experiment]]] = {
     study.__name__: study
     for study in (
         table1, table1_cifar100, control, dynamics, rho_ablation, weight_decay,
-        sam_timing, bn_statistics, optimizers, tuning, curvature,
+        sam_timing, bn_statistics, optimizers, tuning, curvature, full_scale,
     )
 }  # fmt: skip
 
