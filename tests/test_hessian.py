@@ -19,7 +19,7 @@ from saddlebook.lanczos import distilled
 from saddlebook.losses import FocalLoss, LDAMLoss, VSLoss
 from saddlebook.problem import Problem
 from saddlebook.products import Product
-from saddlebook.recurrence import advance
+from saddlebook.recurrence import advance, starts
 from saddlebook.resnet_product import ResNetProduct, best_product
 from saddlebook.traces import exact_trace, piecewise_affine
 
@@ -430,7 +430,7 @@ def test_a_forward_that_keeps_a_state_is_refused():
 def test_products_that_change_under_equal_outputs_are_refused():
     class Unsteady(Product):
         def __call__(self, vector):
-            return super().__call__(vector) * (1 + 1e-7 * torch.rand(()))
+            return super().__call__(vector) * (1 + 1e-7 * torch.rand(()).double())
 
     product = Unsteady(Problem(*case("cnn")), torch.float64)
     with pytest.raises(VerifyError, match="between two products; cause"):
@@ -498,6 +498,29 @@ def test_rounding_is_inside_the_bound():
     rough = product(vector).double()
     left, wrong = rough - top * vector, exact(vector) - rough
     assert float(left.norm() + wrong.norm()) <= found.lambda_max_bound
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_float32_gets_wrong_comes_from_the_tape(seed):
+    problem = Problem(*case("resnet", dtype=torch.float32, seed=seed))
+    rough, exact = (best_product(problem, d) for d in (torch.float32, torch.float64))
+    taped = ResNetProduct(problem, torch.float32, taped=torch.float64)
+    vector = starts(rough.size, seed, 0)
+    wrong = (rough(vector) - exact(vector)).norm()
+    told = (rough(vector) - taped(vector)).norm()
+    assert 0.5 < float(wrong / told) < 2
+
+
+def test_exact_tapes_follow_other_images():
+    model, loss, images, labels = case("resnet", dtype=torch.float32)
+    problem, others = Problem(model, loss, images, labels), images.flip(0)
+    taped = ResNetProduct(problem, torch.float32, taped=torch.float64)
+    vector = starts(taped.size, 1, 0)
+    taped(vector)
+    again = ResNetProduct(
+        problem._replace(images=others), torch.float32, taped=torch.float64
+    )
+    assert torch.equal(taped.on(others)(vector), again(vector))
 
 
 def test_a_loss_of_several_classes_is_certified_in_one_chunk():

@@ -21,7 +21,7 @@ from saddlebook.lanczos import Probe, summary
 from saddlebook.problem import Problem
 from saddlebook.products import Product
 from saddlebook.recurrence import State, starts
-from saddlebook.resnet_product import ResNetProduct, best_product
+from saddlebook.resnet_product import ResNetProduct, best_product, known
 from saddlebook.spectrum import Spectrum
 from saddlebook.traces import deflated_trace, exact_trace, piecewise_affine
 
@@ -92,20 +92,29 @@ def _rounding(product: Product, vector: torch.Tensor) -> float:
         images, labels = problem.images[:_ROUNDED], problem.labels[:_ROUNDED]
         part = problem._replace(images=images, labels=labels)
         rough = best_product(part, product.dtype)(vector)
-    fine = _fine(part)(vector)
+    fine = _fine(part, product.dtype)(vector)
     return 2 * float((rough - fine).norm()) / max(float(fine.norm()), 1e-300)
 
 
-def _fine(problem: Problem) -> Product:
-    """The product in float64; on the CPU over few images at a time, twice as fast.
+def _fine(problem: Problem, dtype: torch.dtype) -> Product:
+    """The product in float64; of our networks only what makes the difference.
 
-    PyTorch's float64 convolutions unfold a whole chunk in memory.
+    That is the tape: signs of activations, and deltas. What is linear in the vector
+    rounds less: with a float64 tape alone the change is .9 to 1.1 of the whole on
+    trained and fresh networks, for half the time. On the CPU over few images at a
+    time, twice as fast: float64 convolutions unfold a whole chunk in memory.
     """
     if next(problem.model.parameters()).device.type == "cpu":
         few = min(problem.batch_size or _FEW, _FEW)
         with suppress(UsageError):  # a loss that is no mean keeps its one chunk
-            return best_product(problem._replace(batch_size=few), torch.float64)
-    return best_product(problem, torch.float64)
+            return _finer(problem._replace(batch_size=few), dtype)
+    return _finer(problem, dtype)
+
+
+def _finer(problem: Problem, dtype: torch.dtype) -> Product:
+    if known(problem):
+        return ResNetProduct(problem, dtype, taped=torch.float64)
+    return Product(problem, torch.float64)
 
 
 def with_trace(

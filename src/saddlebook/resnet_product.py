@@ -58,6 +58,8 @@ class ResNetProduct(Product):
         dtype: Of parameters and vectors.
         keep: Bytes of tapes to keep.
         inner: Of the tapes and convolutions of a product; None is ``dtype``.
+        taped: In which tapes are made, before they are rounded to ``inner``; None is
+            ``dtype``.
     """
 
     def __init__(
@@ -66,9 +68,12 @@ class ResNetProduct(Product):
         dtype: torch.dtype = torch.float32,
         keep: int = KEEP,
         inner: torch.dtype | None = None,
+        taped: torch.dtype | None = None,
     ) -> None:
         super().__init__(problem, dtype, keep)
         self.inner = inner or dtype
+        other = taped not in (None, dtype)
+        self._maker = ResNetProduct(problem, taped, 0) if taped and other else None
         self.now = {name: p.detach() for name, p in self.params.items()}
         self.blocks = [
             block for block in problem.model.modules() if isinstance(block, Block)
@@ -92,6 +97,7 @@ class ResNetProduct(Product):
         """The same product over other images with the same labels. [N, ...]"""
         other = super().on(images)
         other._slopes = None
+        other._maker = self._maker and self._maker.on(images)
         return other
 
     def _named(self, vector: Tensor) -> _Named:
@@ -139,7 +145,11 @@ class ResNetProduct(Product):
     def _tape(self, piece: slice) -> Tape:
         tape = self._kept.get(piece.start)
         if tape is None:
-            tape = self._record(piece)
+            tape = (self._maker or self)._record(piece)
+            tape = tape._replace(
+                inputs=[self._narrow(t) for t in tape.inputs],
+                deltas=[self._narrow(t) for t in tape.deltas],
+            )
             size = sum(t.nbytes for t in (*tape.inputs, *tape.deltas))
             if size * piece.stop <= self.keep * (piece.stop - piece.start):
                 self._kept[piece.start] = tape
@@ -253,14 +263,14 @@ def best_product(
     Raises:
         UsageError: ``inner`` is asked for a network that is not ours.
     """
-    if _known(problem):
+    if known(problem):
         return ResNetProduct(problem, dtype, inner=inner)
     if inner not in (None, dtype):
         raise UsageError("bfloat16 products are made for saddlebook's ResNets only")
     return Product(problem, dtype)
 
 
-def _known(problem: Problem) -> bool:
+def known(problem: Problem) -> bool:
     """Whether the network is one of ours, wholly trained, with running statistics."""
     model = problem.model
     if type(model) is not CifarResNet or problem.batch_norm != "running":
