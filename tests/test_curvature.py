@@ -149,6 +149,14 @@ def test_controls_name_whole_cut_and_held_out_classes_in_order():
     ]  # fmt: skip
 
 
+def test_a_class_measured_in_part_is_named_so_and_held_out_images_are_not():
+    part = item(class_=0) | {"images": 100}
+    held = item(class_=0, mode="clean_held_out") | {"images": 100}
+    table = curvature.spectra([run("sgd", 0, part, held)])
+    names = curvature.controls(table, "CE+DRW")["name"].tolist()
+    assert names == ["class 0, 100 of 1,000", "class 0, 100 held out"]
+
+
 def test_distances_to_the_paper_count_points_measured_both_ways():
     printed = curvature.published_dynamics(report.paper("dynamics"))
     both = [item(), released(), item(class_=7)]

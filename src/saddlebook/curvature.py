@@ -237,14 +237,17 @@ def controls(table: pd.DataFrame, method: str) -> pd.DataFrame:
     part = table[(table["method"] == method) & (table["stage"] == LAST)]
     part = part[part["recurrence"].isin(["clean", "as_published"])]
     part = part[part["label"].isin([0, *(label(table, one) for one in (-2, -1))])]
-    names = [
-        f"class {row['label']}, {row['images']:.0f}"
-        + {"cut": f" of {row['n']:,}", "held out": " held out"}.get(row["data"], "")
-        for _, row in part.iterrows()
-    ]
+    names = [_subject(row) for _, row in part.iterrows()]
     order = {"training": 0, "cut": 1, "held out": 2}
     part = part.assign(name=names, place=part["data"].map(order))
     return part.sort_values(["label", "place", "seed"])
+
+
+def _subject(row: Any) -> str:
+    told = f"class {row['label']}, {row['images']:.0f}"
+    if row["data"] == "held out":
+        return f"{told} held out"
+    return told + (f" of {row['n']:,}" if row["images"] < row["n"] else "")
 
 
 def published_dynamics(printed: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -26,6 +26,7 @@ OF_HYPOTHESES = (
     "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing", "bn_statistics",
 )  # fmt: skip
 STUDIES = (*OF_HYPOTHESES, "control", "dynamics")
+_FULL_SCALE = ("full_scale", "full_scale_spectra")
 _START, _END = "<!-- found -->", "<!-- /found -->"
 
 
@@ -50,7 +51,7 @@ def present(
 def findings(
     scale: str = "lite", results: str | Path = report.RESULTS
 ) -> list[Finding]:
-    """Accuracy of the tail, curvature and its causes, and the five hypotheses."""
+    """Tail accuracy, curvature and its causes, five hypotheses, runs at full scale."""
     found = present(STUDIES, scale, results)
     runs = [record for name in OF_HYPOTHESES for record in found[name]]
     table = curvature.spectra(found["dynamics"])
@@ -60,6 +61,7 @@ def findings(
         *_gains(found["table1"] + found["control"]),
         *_curvature(judged),
         *_hypotheses(runs, scale),
+        *_full_scale(*present(_FULL_SCALE, "full", results).values()),
     ]
 
 
@@ -95,6 +97,36 @@ def _hypotheses(runs: Sequence[Record], scale: str) -> Iterator[Finding]:
         told = "; ".join(f"{p['contrast']} {p['points']}" for _, p in parts.iterrows())
         verdict = hypotheses.answer(judged, name).name
         yield Finding(f"({name}) {row['statement']}", "", told, verdict)
+
+
+def _full_scale(
+    runs: Sequence[Record], measured: Sequence[Record]
+) -> Iterator[Finding]:
+    """Accuracy, and the ratio of the tail, in the paper's own setting, of few runs."""
+    if runs:
+        means = report.by_method(runs)
+        cells = report.cells(means, report.paper("table1", "cifar10"))
+        for _, row in cells[cells["n"] > 0].iterrows():
+            if row["group"] in report.MARGINS:
+                yield Finding(
+                    f"Full scale, {row['method']}: {row['group']} accuracy",
+                    f"{row['paper']:.1f}",
+                    f"{row['mean']:.1f}, {row['n']} run{'s' * (row['n'] > 1)} in bf16",
+                    row["code"],
+                )
+    at_end: dict[str, Any] = {"label": -2, "stage": curvature.LAST}
+    printed = curvature.published_dynamics(report.paper("dynamics"))
+    theirs = curvature.pick(printed.assign(data="training", classes=10), **at_end)
+    spectra = curvature.pick(curvature.spectra(measured), **at_end)
+    for (method, mode), part in spectra.groupby(["method", "mode"], sort=False):
+        if mode in ("as_published", "clean"):
+            paper = theirs[theirs["method"] == method]["nonconvexity"]
+            yield Finding(
+                f"Full scale, {method}: ratio of the tail, {mode.replace('_', ' ')}",
+                "; ".join(f"{value:.2f}" for value in paper),
+                curvature.text(part, "nonconvexity"),
+                f"{part['seed'].nunique()} of {curvature_claims.ENOUGH} seeds",
+            )
 
 
 def table(found: Sequence[Finding]) -> str:
