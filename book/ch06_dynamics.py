@@ -13,13 +13,7 @@ results = "results"
 
 # %% tags=["hide-input"]
 import saddlebook as sb
-from saddlebook import (
-    curvature,
-    curvature_claims,
-    figures,
-    partial,
-    report,
-)
+from saddlebook import curvature, curvature_claims, figures, report
 from saddlebook import curvature_figures as through
 from saddlebook.book import Page
 
@@ -166,71 +160,11 @@ page.verdict(
 )
 
 # %% [markdown]
-# ## In the paper's own setting
-#
-# What a CPU can do of it: full data, ResNet-32, 200 epochs, in bf16. Spectra are of at
-# most 100 images a class and of three moments, so that the largest classes are cut, and
-# one run is no five: nothing here gets a verdict on curvature. *As published* and
-# *fixed* stand side by side on the same weights.
-
-# %% tags=["hide-input"]
-full = partial.gather(
-    page, "full_scale", "full_scale_spectra", scale="full"
-)
-own = full["full_scale"]
-there = curvature.spectra(full["full_scale_spectra"])
-if own:
-    means = report.by_method(own)
-    accuracy = report.cells(
-        means, report.paper("table1", "cifar10")
-    ).query("n > 0")
-    shown = ["group", "paper", "mean", "difference", "n", "name"]
-    page.table(
-        accuracy.set_index("method")[shown].round(1),
-        f"Accuracy after the last epoch beside table 1, {report.setting(own)}; "
-        f"{own[0].experiment.precision}; {report.cost(own)}",
-    )
-    page.table(
-        report.summary(means),
-        "The same runs: last epoch, and best on the test set of every fifth epoch",
-    )
-
-# %% tags=["hide-input"]
-both = curvature.pick(there, mode=["clean", "as_published"])
-both = both.sort_values(["stage", "label", "method", "mode"])
-ways = ["method", "recurrence"]
-page.table(
-    curvature.sheet(
-        both[both["stage"] == curvature.LAST], ("label", *ways)
-    ),
-    "After the last epoch, same weights, both ways to measure; brackets: what "
-    "the released procedure reports, no eigenvalue of fixed images",
-)
-page.table(
-    curvature.sheet(curvature.pick(both, label=-2), ("epoch", *ways)),
-    "The paper's example class, whole, early, before the switch and at the end",
-)
-
-# %% tags=["hide-input"]
-page.table(
-    curvature.gaps(there, printed),
-    "Distance to the paper's digitised points, here at its own epochs",
-)
-
-# %% tags=["hide-input"]
-page.table(
-    curvature.sheet(
-        curvature.controls(there, "CE+DRW"), ("name", "recurrence")
-    ),
-    "SGD, last epoch: the largest class at 100 images and cut to the size of the "
-    "rarest (three draws), the tail, and held-out images",
-)
-
-# %% [markdown]
 # ## What could be wrong
 #
 # - **Another setting.** A smaller network fits rare classes less closely; the moments
 #   are mapped in proportion, and a hundred images behave otherwise than five hundred.
+#   {doc}`ch10_full_scale` has the paper's own setting, with few runs.
 # - **A ratio hides its parts.** Read it only beside the two figures of its ends.
 # - **Digitised points** carry a reading error, and those of epoch 10 were read by eye.
 # - **One direction at each moment.** The lowest vector of one epoch is not that of the

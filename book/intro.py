@@ -91,7 +91,8 @@ figures.show(
 # The paper explains the gain by curvature: rare classes end at saddles, and SAM leaves
 # them. Each line compares two numbers in the network of one seed, measured *as
 # published* or *clean*, that is with the images held fixed. {doc}`ch05_spectra` has the
-# spectra, {doc}`ch11_as_published` takes the published measurement apart.
+# spectra, {doc}`ch11_as_published` takes the published measurement apart, and
+# {doc}`ch10_full_scale` repeats both in the paper's own setting, with few runs.
 
 # %% tags=["hide-input"]
 spectra = curvature.spectra(curvature.gather(page))

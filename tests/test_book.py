@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saddlebook import book, page
+from saddlebook import book, chapters, page, parameters
 from saddlebook.errors import UsageError, VerifyError
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def chapter(tmp_path):
 def run(path: Path, **parameters):
     output = path.parent / "out.ipynb"
     given = {"scale": "lite"} | parameters
-    return book.execute(path, output, given, root=path.parent, timeout=60)
+    return chapters.execute(path, output, given, root=path.parent, timeout=60)
 
 
 @pytest.mark.book
@@ -56,7 +56,7 @@ def test_a_chapter_that_reaches_its_footer_succeeds(chapter):
     notebook = run(chapter('page.value("seven", 7.04, ".1f")'))
     (glued,) = notebook.cells[4].outputs[0]["data"].values()
     assert glued == "'7.0'"
-    assert page.sentinel(notebook.cells[-1].outputs)["chapter"] == "ch01_toy"
+    assert chapters.sentinel(notebook.cells[-1].outputs)["chapter"] == "ch01_toy"
 
 
 @pytest.mark.book
@@ -102,7 +102,7 @@ def test_missing_records_name_the_command(chapter):
 def test_bad_parameters_are_refused_before_a_kernel_starts(chapter, given, message):
     path = chapter("1")
     with pytest.raises(UsageError, match=message):
-        book.execute(path, path.parent / "out.ipynb", given, root=path.parent)
+        chapters.execute(path, path.parent / "out.ipynb", given, root=path.parent)
     assert not (path.parent / "out.ipynb").exists()
 
 
@@ -111,19 +111,19 @@ def test_bad_parameters_are_refused_before_a_kernel_starts(chapter, given, messa
 )
 def test_a_number_must_be_a_finite_number(value):
     with pytest.raises(UsageError, match="rho"):
-        page.check_parameters("rho = 0.5", {"rho": value})
+        parameters.check_parameters("rho = 0.5", {"rho": value})
 
 
 @given(st.text(max_size=20))
 def test_no_name_but_a_declared_one_is_a_parameter(name):
     if name != "scale":
         with pytest.raises(UsageError, match="unknown parameter"):
-            page.check_parameters("scale = 'lite'", {name: "lite"})
+            parameters.check_parameters("scale = 'lite'", {name: "lite"})
 
 
 def test_a_parameters_cell_holds_values_only():
     with pytest.raises(UsageError, match="parameters cell"):
-        page.check_parameters("import os", {})
+        parameters.check_parameters("import os", {})
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -131,7 +131,7 @@ def test_a_chapter_has_one_parameters_cell(tmp_path, count):
     path = tmp_path / "ch01_toy.py"
     path.write_text('# %% tags=["parameters"]\nscale = "lite"\n\n' * count + "# %%\n1")
     with pytest.raises(UsageError, match=f"{count} cells tagged 'parameters'"):
-        book.execute(path, tmp_path / "out.ipynb", {})
+        chapters.execute(path, tmp_path / "out.ipynb", {})
 
 
 def notebook_with(output) -> nbformat.NotebookNode:
@@ -162,19 +162,19 @@ def shown(**data):
 )
 def test_a_page_holds_no_foreign_html_stderr_or_machine_path(output, why):
     with pytest.raises(VerifyError, match=why):
-        book.tidy(notebook_with(output), "ch01")
+        chapters.tidy(notebook_with(output), "ch01")
 
 
 def test_tidy_drops_run_metadata_and_views_that_have_an_html_twin():
     view = "application/vnd.jupyter.widget-view+json"
     output = shown(**{"text/html": '<div class="afm-static">', view: {}})
-    tidied = book.tidy(notebook_with(output), "ch01")
+    tidied = chapters.tidy(notebook_with(output), "ch01")
     assert set(tidied.metadata) == {"kernelspec"}
     assert set(tidied.cells[0].outputs[0].data) == {"text/html"}
 
 
 def test_injected_parameters_are_hidden_from_readers(chapter, tmp_path):
-    path = book.export(chapter("1"), tmp_path / "x.ipynb", {"scale": "quick"})
+    path = chapters.export(chapter("1"), tmp_path / "x.ipynb", {"scale": "quick"})
     (cell,) = [c for c in nbformat.read(path, 4).cells if '"quick"' in c.source]
     assert cell.metadata.tags == ["injected-parameters", "remove-cell"]
 
@@ -182,8 +182,8 @@ def test_injected_parameters_are_hidden_from_readers(chapter, tmp_path):
 @pytest.mark.parametrize("given", [None, {"scale": "quick"}])
 def test_exporting_twice_gives_the_same_bytes(chapter, tmp_path, given):
     path = chapter("1")
-    first = book.export(path, tmp_path / "a.ipynb", given).read_bytes()
-    assert book.export(path, tmp_path / "b.ipynb", given).read_bytes() == first
+    first = chapters.export(path, tmp_path / "a.ipynb", given).read_bytes()
+    assert chapters.export(path, tmp_path / "b.ipynb", given).read_bytes() == first
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from saddlebook import book
+from saddlebook import chapters
 from saddlebook.page import SMOKE
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 
 
 def cells(path, kind):
-    return [cell for cell in book.read(path).cells if cell.cell_type == kind]
+    return [cell for cell in chapters.read(path).cells if cell.cell_type == kind]
 
 
 def tags(cell):
@@ -36,17 +36,17 @@ def code_lines(cell):
 def test_the_book_has_its_chapters():
     assert len(CHAPTERS) >= 3
     assert {path.stem for path in CHAPTERS} == {
-        path.stem for path in book.chapters(ROOT)
+        path.stem for path in chapters.chapters(ROOT)
     }
 
 
 @every_chapter
 def test_a_chapter_starts_with_title_and_parameters_and_ends_with_its_footer(path):
-    first, parameters, *_ = book.read(path).cells
+    first, parameters, *_ = chapters.read(path).cells
     assert first.source.startswith("# ")
     assert tags(parameters) == {"parameters", "remove-cell"}
     assert parameters.source == PARAMETERS
-    last = book.read(path).cells[-1]
+    last = chapters.read(path).cells[-1]
     assert last.source == "page.footer()"
     assert tags(last) == {"remove-input"}
     assert f'Page("{path.stem}"' in path.read_text().replace("(\n    ", "(")
@@ -140,12 +140,12 @@ def quick_results(everyones):
 @every_chapter
 def test_a_chapter_runs_at_quick_scale_through_papermill(path, tmp_path, quick_results):
     given = {"scale": "quick", "device": "cpu", "results": str(quick_results)}
-    notebook = book.execute(path, tmp_path / "out.ipynb", given, root=tmp_path)
+    notebook = chapters.execute(path, tmp_path / "out.ipynb", given, root=tmp_path)
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     texts = [str(out.get("data", {}).get("text/plain", "")) for out in outputs]
     assert SMOKE in texts
     assert not [out for out in outputs if out.output_type == "error"]
-    mark = book.sentinel(notebook.cells[-1].outputs)
+    mark = chapters.sentinel(notebook.cells[-1].outputs)
     for slug, scale in mark["records"].items():
         assert scale == "quick"
         assert (quick_results / "quick" / f"{slug}.json").is_file()
@@ -155,7 +155,7 @@ def test_a_chapter_runs_at_quick_scale_through_papermill(path, tmp_path, quick_r
 @every_chapter
 def test_an_exported_chapter_runs_under_nbmake(path, tmp_path, quick_results):
     given = {"scale": "quick", "device": "cpu", "results": str(quick_results)}
-    book.export(path, tmp_path / f"{path.stem}.ipynb", given)
+    chapters.export(path, tmp_path / f"{path.stem}.ipynb", given)
     command = [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, f"--rootdir={tmp_path}", str(tmp_path)],
@@ -178,7 +178,7 @@ def test_an_exported_chapter_runs_under_nbmake(path, tmp_path, quick_results):
 def test_papermill_on_a_chapter_fails_loudly_on_a_wrong_parameter(
     tmp_path, given, message
 ):
-    exported = book.export(CHAPTERS[0], tmp_path / "chapter.ipynb")
+    exported = chapters.export(CHAPTERS[0], tmp_path / "chapter.ipynb")
     command = [sys.executable, "-m", "papermill", str(exported), "-", *given]
     done = subprocess.run(
         [*command, "--no-progress-bar"], capture_output=True, text=True, check=False

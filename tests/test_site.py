@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import PATIENT
 
-from saddlebook import book
+from saddlebook import chapters
 
 ROOT = Path(__file__).parents[1]
-ENTRIES = book.entries(ROOT)
+ENTRIES = chapters.entries(ROOT)
 THEMES = ("light", "dark")
 # One visit a page and theme serves all: keep them in one process
 pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]

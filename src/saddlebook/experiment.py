@@ -34,6 +34,12 @@ _CHOICES = {
     "sam_bn": ("both", "first"),
     "precision": ("fp32", "tf32", "bf16", "fp64"),
 }
+_AT_LEAST = {
+    "imbalance_factor": 1, "width": 1, "epochs": 1, "batch_size": 2, "lpf_samples": 1,
+    "test_every": 1, "drw_epoch": 0, "seed": 0, "image_size": 4, "rho": 0, "noise": 0,
+    "weight_decay": 0, "momentum": 0, "vs_gamma": 0, "focal_gamma": 0, "max_count": 1,
+    "spectra_images": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,12 +129,7 @@ class Experiment:
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        at_least = {"imbalance_factor": 1, "width": 1, "epochs": 1, "batch_size": 2}
-        at_least |= {"lpf_samples": 1, "test_every": 1, "drw_epoch": 0, "seed": 0}
-        at_least |= {"image_size": 4, "rho": 0, "noise": 0, "weight_decay": 0}
-        at_least |= {"momentum": 0, "vs_gamma": 0, "focal_gamma": 0, "max_count": 1}
-        at_least |= {"spectra_images": 1}
-        for name, low in at_least.items():
+        for name, low in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 hint = "; 100 means 100:1" if name == "imbalance_factor" else ""
@@ -144,14 +145,11 @@ class Experiment:
                 "epochs; lower drw_epoch or take reweight='none'"
             )
         if self.optimizer == "lpf" and self.batch_size % self.lpf_samples:
-            raise UsageError(
-                f"lpf_samples {self.lpf_samples} must divide batch_size "
-                f"{self.batch_size}"
-            )
+            size = f"batch_size {self.batch_size}"
+            raise UsageError(f"lpf_samples {self.lpf_samples} must divide {size}")
         if any(not 0 <= epoch <= self.epochs for epoch in self.spectra_at):
-            raise UsageError(
-                f"spectra_at {self.spectra_at} must lie in 0..{self.epochs}"
-            )
+            within = f"0..{self.epochs}"
+            raise UsageError(f"spectra_at {self.spectra_at} must lie in {within}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Experiment:
@@ -167,10 +165,7 @@ class Experiment:
 
     @property
     def key(self) -> str:
-        """Eight hex digits naming this experiment; defaults are left out of the hash.
-
-        So a field added later, with the old behaviour as default, renames nothing.
-        """
+        """Eight hex digits of what is no default: a new field renames nothing."""
         changed = {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -193,8 +188,8 @@ class Experiment:
     @property
     def slug(self) -> str:
         """Readable file name, unique together with the key."""
-        data = f"{self.dataset}lt{self.imbalance_factor:g}"
         method = self.method.lower().replace(" ", "-").replace("+", "-")
+        data = f"{self.dataset}lt{self.imbalance_factor:g}"
         return f"{data}_{method}_s{self.seed}_{self.key}"
 
     @property
@@ -205,8 +200,8 @@ class Experiment:
         parts += {"sgd": [], "sam": ["SAM"], "pgd": ["PGD"], "lpf": ["LPF-SGD"]}[
             self.optimizer
         ]
-        changed = self.weight_decay != Experiment.weight_decay
-        suffix = f" wd={self.weight_decay:g}" if changed else ""
+        decay = self.weight_decay
+        suffix = f" wd={decay:g}" if decay != Experiment.weight_decay else ""
         if self.optimizer == "sam":
             suffix += "" if self.sam_epochs == "all" else f" {self.sam_epochs}"
             suffix += "" if self.sam_bn == "both" else " bn=first"
@@ -241,8 +236,8 @@ def _typed(name: str, default: Any, value: Any) -> Any:
             raise ValueError
         return _whole(value) if isinstance(default, int) else number
     except (TypeError, ValueError) as error:
-        kind = type(default).__name__ if default is not None else "int"
-        kind = {"float": "finite float"}.get(kind, kind)
+        kinds = {float: "finite float", type(None): "int"}
+        kind = kinds.get(type(default), type(default).__name__)
         raise UsageError(f"{name} {value!r} must be a {kind}") from error
 
 

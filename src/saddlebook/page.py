@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import html
 import inspect
-import itertools
 import math
 import textwrap
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from saddlebook.errors import LockedError, UsageError, one_of
 from saddlebook.experiment import SCALES, Experiment, at_scale
+from saddlebook.parameters import check_injected
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
@@ -56,7 +56,7 @@ class Page:
         results: str = "results",
         device: str = "cpu",
     ) -> None:
-        _check_injected()
+        check_injected()
         one_of("scale", scale, SCALES)
         one_of("device", str(device).split(":")[0], ("cpu", "cuda"))
         self.chapter, self.scale, self.device = chapter, scale, str(device)
@@ -253,59 +253,6 @@ def _distinct(values: Any) -> str:
     return ", ".join(sorted({str(value)[:40] for value in values if value})) or "?"
 
 
-def check_parameters(declared: str, given: Mapping[str, Any]) -> None:
-    """Refuse parameters that a chapter does not declare, or of another type.
-
-    Args:
-        declared: Source of the chapter's ``parameters`` cell; its values set the types.
-        given: Names and values to run it with.
-
-    Raises:
-        UsageError: Names the parameter, and the nearest one there is.
-    """
-    defaults = _assigned(declared)
-    for name, value in given.items():
-        one_of("parameter", name, defaults)
-        kind = type(defaults[name])
-        number = kind is float and type(value) in (int, float)
-        if not (number or type(value) is kind):
-            raise UsageError(
-                f"parameter {name}={value!r} must be a {kind.__name__}, such as "
-                f"{defaults[name]!r}"
-            )
-        if number and not math.isfinite(value):
-            raise UsageError(f"parameter {name}={value!r} must be finite")
-
-
-def _assigned(source: str) -> dict[str, Any]:
-    """Names and literal values of a cell that holds assignments only."""
-    found: dict[str, Any] = {}
-    for node in ast.parse(source).body:
-        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
-            raise UsageError(
-                "a parameters cell holds only lines such as scale = 'lite'"
-            )
-        found[node.targets[0].id] = _literal(node.value)
-    return found
-
-
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call):  # papermill writes float('nan') and float('inf')
-        return float(ast.literal_eval(node.args[0]))
-    return ast.literal_eval(node)
-
-
-def _check_injected() -> None:
-    """Check what papermill put in; its own command line only warns of unknown names."""
-    from IPython.core.getipython import get_ipython
-
-    shell = get_ipython()
-    cells: list[str] = shell.user_ns.get("In", []) if shell else []
-    for before, cell in itertools.pairwise(cells):
-        if cell.startswith("# Parameters\n"):
-            check_parameters(before, _assigned(cell))
-
-
 def _without_docstring(text: str) -> str:
     node = ast.parse(text).body[0]
     if not isinstance(node, ast.FunctionDef | ast.ClassDef) or not ast.get_docstring(
@@ -348,13 +295,3 @@ def _display(data: dict[str, str], **metadata: Any) -> None:
     from IPython.display import display
 
     display(data, raw=True, metadata=metadata)
-
-
-def sentinel(outputs: Sequence[Any]) -> dict[str, Any] | None:
-    """The footer's mark among the outputs of a last cell, or None."""
-    marks = [output.get("metadata", {}).get("saddlebook", {}) for output in outputs]
-    found = [mark for mark in marks if "chapter" in mark]
-    return dict(found[-1]) if found else None
-
-
-__all__ = ["Page", "check_parameters", "provenance", "sentinel"]

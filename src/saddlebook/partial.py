@@ -6,21 +6,17 @@ not, with the command, instead of failing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
 from saddlebook import studies
-from saddlebook.errors import LockedError
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.store import Store
 
 if TYPE_CHECKING:
     from saddlebook.page import Page
     from saddlebook.record import Record
-
-_PATIENCE = 600  # seconds another chapter may take to train the same quick run
 
 
 def gather(
@@ -45,9 +41,9 @@ def gather(
         there = {n: _present(page, runs, scales[n]) for n, runs in wanted.items()}
         _tell(wanted, there, scales)
     found = {}
-    for scale in dict.fromkeys(scales.values()):
-        runs = [e for n in names if scales[n] == scale for e in there[n]]
-        for record in _records(page, list(dict.fromkeys(runs))):
+    for one in dict.fromkeys(scales.values()):
+        runs = [e for n in names if scales[n] == one for e in there[n]]
+        for record in page.records(list(dict.fromkeys(runs))) if runs else ():
             found[record.experiment] = record
     return {n: [found[at_scale(e, scales[n])] for e in there[n]] for n in names}
 
@@ -66,15 +62,6 @@ def _present(
 ) -> list[Experiment]:
     store = Store(page.results / scale)
     return [exp for exp in experiments if not store.missing([at_scale(exp, scale)])]
-
-
-def _records(page: Page, experiments: list[Experiment]) -> list[Record]:
-    for _ in range(_PATIENCE if experiments else 0):
-        try:
-            return page.records(experiments)
-        except LockedError:  # another chapter has it in hand
-            time.sleep(1)
-    return []
 
 
 def _tell(
