@@ -41,6 +41,14 @@ def test_the_numbers_are_those_of_the_records(found):
     assert row.paper == "+11.7 points"
 
 
+def test_runs_at_full_scale_stand_beside_the_papers_numbers(found):
+    runs = findings.present(["full_scale"], "full", ROOT / "results")["full_scale"]
+    sgd = [r.accuracy.tail for r in runs if r.experiment.method == "CE+DRW"]
+    (row,) = (r for r in found if r.claim == "Full scale, CE+DRW: tail accuracy")
+    assert row.paper == "61.4"
+    assert row.here.startswith(f"{sum(sgd) / len(sgd):.1f}, {len(sgd)} run")
+
+
 def test_only_what_stands_between_the_marks_is_replaced():
     text = "a\n<!-- found -->\nold\n<!-- /found -->\nb\n"
     new = findings.inserted(text, [Finding("c", "1", "2", "holds")])
