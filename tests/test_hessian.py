@@ -500,6 +500,35 @@ def test_rounding_is_inside_the_bound():
     assert float(left.norm() + wrong.norm()) <= found.lambda_max_bound
 
 
+def on_the_kink():
+    """A float32 network with activations so near zero that rounding sets their sign."""
+    model, loss, images, labels = case("resnet")
+    norm = model.eval().bn1
+    with torch.no_grad():
+        for channel in range(norm.num_features):
+            before = norm(model.conv1(images[:1]))[0, channel, 2, 2]
+            norm.bias[channel] -= before
+    return model.float(), loss, images.float(), labels
+
+
+def test_ends_that_float32_cannot_tell_are_certified_in_float64():
+    model, loss, images, labels = on_the_kink()
+    problem = Problem(model, loss, images, labels)
+    product = best_product(problem, torch.float32)
+    exact = best_product(problem, torch.float64)
+    vector = starts(product.size, 0, 0)
+    wrong = (product(vector) - exact(vector)).norm() / exact(vector).norm()
+    assert float(wrong) > 1e-4, "no activation changed its sign"
+    found = spectrum(model, loss, images, labels, steps=100)
+    values = torch.linalg.eigvalsh(dense(model, loss, images.double(), labels))
+    assert all(found.converged)
+    for end, value, bound in (
+        (0, found.lambda_min, found.lambda_min_bound),
+        (-1, found.lambda_max, found.lambda_max_bound),
+    ):
+        assert abs(value - float(values[end])) <= bound
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_float32_gets_wrong_comes_from_the_tape(seed):
     problem = Problem(*case("resnet", dtype=torch.float32, seed=seed))

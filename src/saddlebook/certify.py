@@ -9,15 +9,16 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from saddlebook.errors import UsageError, VerifyError
-from saddlebook.lanczos import Probe, summary
+from saddlebook.lanczos import Probe, certificate, summary
 from saddlebook.problem import Problem
 from saddlebook.products import Product
 from saddlebook.recurrence import State, starts
@@ -29,6 +30,7 @@ from saddlebook.traces import deflated_trace, exact_trace, piecewise_affine
 # float32 puts on the other side of zero would count as if every image had one
 _ROUNDED = 1000
 _FEW = 5
+_EXACT = 8 * torch.finfo(torch.float64).eps  # rounding of a float64 product
 _TRACE_ROUNDING = 32  # units in the last place; up to 3.3 seen on trained networks
 _TRACE_PROBES = 20  # products of the trace estimate where it cannot be exact
 
@@ -72,15 +74,33 @@ def certified(product: Product, probes: Sequence[Probe]) -> Spectrum:
     exact = product
     if isinstance(product, ResNetProduct) and product.inner != product.dtype:
         exact = ResNetProduct(product.problem, product.dtype)
-    result = summary(probes, exact, 8 * torch.finfo(torch.float64).eps)
+    result = summary(probes, exact, _EXACT)
     if product.dtype == torch.float64:
         return result
     floor = _rounding(exact, result.vector_max) * result.scale
-    return replace(
+    wide = replace(
         result,
         lambda_min_bound=result.lambda_min_bound + floor,
         lambda_max_bound=result.lambda_max_bound + floor,
     )
+    ends = zip(("min", "max"), result.converged, wide.converged, strict=True)
+    lost = [name for name, before, after in ends if before and not after]
+    return _in_float64(wide, product.problem, lost) if lost else wide
+
+
+def _in_float64(result: Spectrum, problem: Problem, ends: Sequence[str]) -> Spectrum:
+    """Certify ends anew where float32's rounding alone made their bounds too wide.
+
+    One activation on the other side of zero does that to a small λmin.
+    """
+    matvec = _few(problem, lambda part: best_product(part, torch.float64))
+    for name in ends:
+        end = certificate(matvec, getattr(result, f"vector_{name}"))
+        bound = end.bound + _EXACT * result.scale
+        new: dict[str, Any] = {"products": result.products + 1}
+        new |= {f"lambda_{name}": end.value, f"lambda_{name}_bound": bound}
+        result = replace(result, **new)
+    return result
 
 
 def _rounding(product: Product, vector: torch.Tensor) -> float:
@@ -101,14 +121,21 @@ def _fine(problem: Problem, dtype: torch.dtype) -> Product:
 
     That is the tape: signs of activations, and deltas. What is linear in the vector
     rounds less: with a float64 tape alone the change is .9 to 1.1 of the whole on
-    trained and fresh networks, for half the time. On the CPU over few images at a
-    time, twice as fast: float64 convolutions unfold a whole chunk in memory.
+    trained and fresh networks, for half the time.
+    """
+    return _few(problem, lambda part: _finer(part, dtype))
+
+
+def _few(problem: Problem, make: Callable[[Problem], Product]) -> Product:
+    """On the CPU a product over few images at a time, which is twice as fast.
+
+    Float64 convolutions unfold a whole chunk in memory.
     """
     if next(problem.model.parameters()).device.type == "cpu":
         few = min(problem.batch_size or _FEW, _FEW)
         with suppress(UsageError):  # a loss that is no mean keeps its one chunk
-            return _finer(problem._replace(batch_size=few), dtype)
-    return _finer(problem, dtype)
+            return make(problem._replace(batch_size=few))
+    return make(problem)
 
 
 def _finer(problem: Problem, dtype: torch.dtype) -> Product:
