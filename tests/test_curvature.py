@@ -275,10 +275,10 @@ def test_bare_cosines_cannot_fit_below_their_floor():
 def test_shipped_networks_are_small_whole_and_said_to_be_missing_elsewhere(tmp_path):
     from saddlebook import measure
 
-    for optimizer in ("sgd", "sam"):
-        path = shipped.weights(optimizer)
+    for optimizer, scale in (("sgd", "lite"), ("sam", "lite"), ("sgd", "full")):
+        path = shipped.weights(optimizer, scale=scale)
         assert path.stat().st_size < 1e6
-        model = measure.load_model(shipped.experiment(optimizer), path)
+        model = measure.load_model(shipped.experiment(optimizer, scale), path)
         assert all(torch.isfinite(p).all() for p in model.parameters())
     assert "weights" in shipped.spectrum(9, results=tmp_path)
     assert "SADDLEBOOK_DATA" in shipped.spectrum(9, root=str(tmp_path))

@@ -1,4 +1,4 @@
-"""The two trained networks that come with the repository, to measure at once.
+"""The trained networks that come with the repository, to measure at once.
 
 Weights of CE+DRW with SGD and with SAM, last epoch, in ``results/weights``; the images
 are the reader's own copy. What is missing is said in one line, not raised: a chapter
@@ -17,15 +17,18 @@ from saddlebook.experiment import Experiment, at_scale
 from saddlebook.spectrum import Spectrum
 
 
-def experiment(optimizer: str = "sgd") -> Experiment:
-    """What the shipped network of this optimizer was trained as."""
-    runs = {exp.optimizer: exp for exp in studies.dynamics(seeds=(0,))}
-    return at_scale(runs[optimizer], "lite")
+def experiment(optimizer: str = "sgd", scale: str = "lite") -> Experiment:
+    """What the shipped network of this optimizer and scale was trained as."""
+    study = studies.full_scale_spectra if scale == "full" else studies.dynamics
+    runs = {exp.optimizer: exp for exp in reversed(study(seeds=(0,)))}
+    return at_scale(runs[optimizer], scale)
 
 
-def weights(optimizer: str = "sgd", results: str | Path = report.RESULTS) -> Path:
+def weights(
+    optimizer: str = "sgd", results: str | Path = report.RESULTS, scale: str = "lite"
+) -> Path:
     """Where its weights are, if they are there."""
-    exp = experiment(optimizer)
+    exp = experiment(optimizer, scale)
     return Path(results) / "weights" / f"{exp.slug.removesuffix(f'_{exp.key}')}.weights"
 
 
@@ -34,6 +37,7 @@ def spectrum(
     optimizer: str = "sgd",
     root: str | None = None,
     results: str | Path = report.RESULTS,
+    scale: str = "lite",
 ) -> Spectrum | str:
     """Spectrum of one class's loss at a shipped network, or why it cannot be had.
 
@@ -42,8 +46,9 @@ def spectrum(
         optimizer: ``sgd`` or ``sam``.
         root: Folder with CIFAR-10; that of SADDLEBOOK_DATA.
         results: Folder with ``weights/``.
+        scale: ``lite``, or ``full``: the paper's own setting.
     """
-    path, exp = weights(optimizer, results), experiment(optimizer)
+    path, exp = weights(optimizer, results, scale), experiment(optimizer, scale)
     if not path.is_file():
         return "the shipped weights are not here"
     try:
