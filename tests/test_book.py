@@ -7,9 +7,11 @@ import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from records import record
 
 from saddlebook import book, chapters, page, parameters
 from saddlebook.errors import UsageError, VerifyError
+from saddlebook.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
 
@@ -285,3 +287,11 @@ def test_the_page_names_its_parameters_like_the_command_line():
         page.Page("ch01_toy", scale="lit")
     with pytest.raises(UsageError, match="unknown device"):
         page.Page("ch01_toy", device="gpu9")
+
+
+def test_the_cost_of_a_page_counts_a_training_once():
+    measured = record()
+    trained = record(measured.experiment.training)
+    assert page.provenance([measured, trained])["Cost"].startswith("12 s of training")
+    other = record(Experiment(reweight="drw", seed=1))
+    assert page.provenance([measured, other])["Cost"].startswith("25 s of training")
