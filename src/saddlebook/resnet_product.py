@@ -72,8 +72,8 @@ class ResNetProduct(Product):
     ) -> None:
         super().__init__(problem, dtype, keep)
         self.inner = inner or dtype
-        other = taped not in (None, dtype)
-        self._maker = ResNetProduct(problem, taped, 0) if taped and other else None
+        finer = None if taped == dtype else taped
+        self._maker = ResNetProduct(problem, finer, keep=0) if finer else None
         self.now = {name: p.detach() for name, p in self.params.items()}
         self.blocks = [
             block for block in problem.model.modules() if isinstance(block, Block)
@@ -145,15 +145,20 @@ class ResNetProduct(Product):
     def _tape(self, piece: slice) -> Tape:
         tape = self._kept.get(piece.start)
         if tape is None:
-            tape = (self._maker or self)._record(piece)
-            tape = tape._replace(
-                inputs=[self._narrow(t) for t in tape.inputs],
-                deltas=[self._narrow(t) for t in tape.deltas],
-            )
+            tape = self._rounded(piece) if self._maker else self._record(piece)
             size = sum(t.nbytes for t in (*tape.inputs, *tape.deltas))
             if size * piece.stop <= self.keep * (piece.stop - piece.start):
                 self._kept[piece.start] = tape
         return tape
+
+    def _rounded(self, piece: slice) -> Tape:
+        """A tape made in ``taped``, rounded to ``inner``."""
+        assert self._maker is not None
+        tape = self._maker._record(piece)
+        return tape._replace(
+            inputs=[self._narrow(t) for t in tape.inputs],
+            deltas=[self._narrow(t) for t in tape.deltas],
+        )
 
     @torch.no_grad()
     def _record(self, piece: slice) -> Tape:
