@@ -178,7 +178,8 @@ if measured:
 # %% tags=["hide-input"]
 page.table(
     curvature_claims.sheet(judged),
-    "The claims of chapters 5, 6 and 11, as far as these runs go",
+    "The claims of chapters 5, 6 and 11, as far as these runs go; what they "
+    "call the whole head is 100 of its images here",
 )
 page.verdict(
     curvature_claims.settled(judged),
