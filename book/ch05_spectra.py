@@ -16,6 +16,7 @@ from saddlebook import (
     curvature,
     curvature_claims,
     curvature_figures,
+    curvature_tables,
     figures,
     lanczos,
     report,
@@ -90,7 +91,7 @@ print(now if isinstance(now, str) else f"class 9, just measured: {now}")
 # %% tags=["hide-input"]
 stored = curvature.pick(last, method="CE+DRW", label=-1, mode="clean")
 page.table(
-    curvature.sheet(stored, ("label", "recurrence")),
+    curvature_tables.sheet(stored, ("label", "recurrence")),
     "The same class as stored in the records",
 )
 
@@ -123,7 +124,7 @@ figures.show(
 # %% tags=["hide-input"]
 fixed = curvature.pick(last, mode="clean").sort_values(["method", "label"])
 kinds = curvature_claims.kinds(fixed)
-shown = curvature.sheet(
+shown = curvature_tables.sheet(
     fixed.assign(kind=kinds), ("label", "method", "kind")
 )
 page.table(
@@ -132,7 +133,7 @@ page.table(
     "Loss in nats; slope and fall as above, in nats, 0.1 promised",
 )
 page.value("kinds", curvature_claims.count(kinds))
-page.value("coverage", curvature.coverage(last))
+page.value("coverage", curvature_tables.coverage(last))
 
 # %% [markdown]
 # Behind the tables are {glue:text}`coverage`. By the two questions, what lies along the
@@ -144,7 +145,7 @@ page.value("coverage", curvature.coverage(last))
 # %% tags=["hide-input"]
 released = curvature.pick(last, mode="as_published")
 page.table(
-    curvature.sheet(
+    curvature_tables.sheet(
         released.sort_values(["method", "label"]), ("label", "method")
     ),
     "As published, last epoch. In brackets: what the procedure reports, though "

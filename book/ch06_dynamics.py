@@ -13,7 +13,13 @@ results = "results"
 
 # %% tags=["hide-input"]
 import saddlebook as sb
-from saddlebook import curvature, curvature_claims, figures, report
+from saddlebook import (
+    curvature,
+    curvature_claims,
+    curvature_tables,
+    figures,
+    report,
+)
 from saddlebook import curvature_figures as through
 from saddlebook.book import Page
 
@@ -24,7 +30,7 @@ runs = curvature.gather(page)
 table = curvature.spectra(runs)
 printed = curvature.published_dynamics(report.paper("dynamics"))
 judged = curvature_claims.judge(table, curvature_claims.schedule_claims())
-gaps = curvature.gaps(table, printed)
+gaps = curvature_tables.gaps(table, printed)
 setting = report.setting(runs) if runs else curvature.NONE
 
 # %% tags=["remove-input"]
@@ -119,7 +125,7 @@ figures.show(
 # %% tags=["hide-input"]
 tail = curvature.pick(table, label=-2, mode="clean").sort_values("stage")
 page.table(
-    curvature.sheet(
+    curvature_tables.sheet(
         tail.assign(kind=curvature_claims.kinds(tail)),
         ("epoch", "method", "kind"),
     ),

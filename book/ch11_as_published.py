@@ -16,6 +16,7 @@ from saddlebook import (
     curvature,
     curvature_claims,
     curvature_figures,
+    curvature_tables,
     data,
     figures,
     oddities,
@@ -94,7 +95,7 @@ rare = curvature.pick(
 )
 keys = ("recurrence", "label", "method", "data")
 page.table(
-    curvature.sheet(rare.sort_values(["method", "label"]), keys),
+    curvature_tables.sheet(rare.sort_values(["method", "label"]), keys),
     "Every way to measure, last epoch. Frozen: four fixed augmentations of each "
     "image; batch statistics: batch norm as in training. In brackets: reported by "
     "the procedure, no eigenvalue of any fixed matrix",
@@ -111,10 +112,10 @@ page.table(
 # %% tags=["hide-input"]
 released = curvature.pick(last, mode="as_published")
 fixed = curvature.pick(last, mode="clean")
-page.value("steps", curvature.spread(fixed, "steps"))
-page.value("again", curvature.spread(released, "rayleigh_clean"))
-page.value("share", curvature.spread(released, "diagonal_share"))
-page.value("share_fixed", curvature.spread(fixed, "diagonal_share"))
+page.value("steps", curvature_tables.spread(fixed, "steps"))
+page.value("again", curvature_tables.spread(released, "rayleigh_clean"))
+page.value("share", curvature_tables.spread(released, "diagonal_share"))
+page.value("share_fixed", curvature_tables.spread(fixed, "diagonal_share"))
 
 # %% [markdown]
 # ## Is it the tail, or is it few images?
@@ -147,7 +148,7 @@ page.verdict(
 page.table(
     report.summary(report.by_method(others["table1"]))
     if others["table1"]
-    else curvature.sheet(table[:0]),
+    else curvature_tables.sheet(table[:0]),
     "Test accuracy in percent: last epoch, best on test, and the gap",
 )
 
@@ -165,7 +166,7 @@ both = sam + others["bn_statistics"]
 page.table(
     report.summary(report.by_method(both))
     if others["bn_statistics"]
-    else curvature.sheet(table[:0]),
+    else curvature_tables.sheet(table[:0]),
     "CE+DRW+SAM with statistics from both passes, and from the first alone",
 )
 page.value("second", oddities.second_pass_share(0.1), ".3f")

@@ -9,7 +9,15 @@ import pytest
 import torch
 from records import record
 
-from saddlebook import curvature, curvature_claims, oddities, report, shipped, studies
+from saddlebook import (
+    curvature,
+    curvature_claims,
+    curvature_tables,
+    oddities,
+    report,
+    shipped,
+    studies,
+)
 from saddlebook.curvature import LAST
 from saddlebook.curvature_claims import Cell, Claim
 from saddlebook.experiment import at_scale
@@ -84,23 +92,23 @@ def test_an_unconverged_value_is_no_number_and_stands_as_such():
     assert table["lambda_min"].isna().all()
     assert table["nonconvexity"].isna().all()
     assert table["lambda_max"].item() == 10
-    shown = curvature.sheet(table)
+    shown = curvature_tables.sheet(table)
     assert shown["λmin"].item() == shown["|λmin/λmax|"].item() == "not converged"
     assert shown["λmax"].item() == "10 ± 0.001"
-    assert "1 not converged" in curvature.coverage(table)
+    assert "1 not converged" in curvature_tables.coverage(table)
 
 
 def test_what_a_released_mode_reports_is_kept_and_marked():
     table = curvature.spectra([run("sgd", 0, released())])
     assert table["reported"].all()
     assert table["nonconvexity"].item() == pytest.approx(0.9)
-    assert curvature.sheet(table)["λmin"].item() == "[-9]"
+    assert curvature_tables.sheet(table)["λmin"].item() == "[-9]"
 
 
 def test_a_released_mode_that_converged_is_a_result():
     table = curvature.spectra([run("sgd", 0, item(mode="fixed_before"))])
     assert not table["reported"].any()
-    assert curvature.sheet(table)["λmin"].item() == "-1 ± 0.001"
+    assert curvature_tables.sheet(table)["λmin"].item() == "-1 ± 0.001"
 
 
 def test_slope_and_fall_of_a_quadratic_are_those_of_its_parabola():
@@ -161,7 +169,7 @@ def test_a_class_measured_in_part_is_named_so_and_held_out_images_are_not():
 def test_distances_to_the_paper_count_points_measured_both_ways():
     printed = curvature.published_dynamics(report.paper("dynamics"))
     both = [item(), released(), item(class_=7)]
-    gaps = curvature.gaps(curvature.spectra([run("sgd", 0, *both)]), printed)
+    gaps = curvature_tables.gaps(curvature.spectra([run("sgd", 0, *both)]), printed)
     assert gaps["points"].tolist() == [1, 1]  # class 8 at 0.99, once each way
     assert gaps["mean distance"].tolist() == ["0.09", "0.89"]
 
@@ -201,8 +209,8 @@ def test_sam_is_pulled_where_its_radius_times_curvature_exceeds_the_gradient():
 
 def test_without_records_tables_say_so_and_claims_wait():
     table = curvature.spectra([])
-    assert curvature.sheet(table).iloc[0, 0] == curvature.NONE
-    assert curvature.coverage(table) == curvature.spread(table, "steps")
+    assert curvature_tables.sheet(table).iloc[0, 0] == curvature.NONE
+    assert curvature_tables.coverage(table) == curvature_tables.spread(table, "steps")
     families = (
         curvature_claims.saddle_claims(),
         curvature_claims.schedule_claims(),
@@ -244,9 +252,23 @@ def test_a_stored_spectrum_keeps_its_lines_and_mass():
 def test_several_runs_stand_as_mean_and_range():
     records = [run("sgd", s, item(low=-1.0 - s)) for s in range(3)]
     table = curvature.spectra(records)
-    assert curvature.text(table, "lambda_min") == "-2 (-3 to -1)"
+    assert curvature_tables.text(table, "lambda_min") == "-2 (-3 to -1)"
     assert curvature.pick(table, label=-2)["label"].unique().tolist() == [8]
     assert curvature.LAST == LAST == 200
+
+
+def test_ratios_stand_a_row_a_class_and_a_column_a_method_and_measurement():
+    part = item(class_=0, low=-2.0) | {"images": 100}
+    records = [run("sam", 0, item(low=-3.0)), run("sgd", 0, item(), part, released())]
+    shown = curvature_tables.ratios(curvature.spectra(records))
+    assert shown.index.tolist() == ["class 0, 100 of 1,000", "class 8, 69"]
+    columns = ["CE+DRW, clean", "CE+DRW, as published", "CE+DRW+SAM, clean"]
+    assert sorted(shown.columns) == sorted(columns)
+    assert shown[columns].values.tolist() == [
+        ["0.2 ± 0.0002", "–", "–"], ["0.1 ± 0.0002", "[0.9]", "0.3 ± 0.0002"],
+    ]  # fmt: skip
+    early = curvature.spectra([run("sgd", 0, item(epoch=120))])
+    assert curvature_tables.ratios(early).iloc[0, 0] == curvature.NONE
 
 
 def test_second_pass_of_sam_holds_more_than_half_of_the_statistics():

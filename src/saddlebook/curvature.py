@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -166,52 +166,6 @@ def rebuilt(item: Mapping[str, Any]) -> Spectrum:
     return Spectrum(**values, vector_min=none, vector_max=none)
 
 
-def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
-    """For readers: both ends, their ratio, loss and gradient, one row a ``by``.
-
-    One run: value ± bound. More: mean and range over runs. Brackets: what a released
-    mode reports though it is no eigenvalue of a fixed operator.
-    """
-    names = {"label": "class", "data": "images from", "recurrence": "mode"}
-    if table.empty:
-        return pd.DataFrame({"spectra": [NONE]}, index=["–"])
-    rows = []
-    for keys, part in table.groupby(list(by), sort=False):
-        row = {names.get(k, k): key for k, key in zip(by, keys, strict=True)}
-        row |= {"images": f"{part['images'].iloc[0]:.0f}"}
-        row |= {"runs": part["seed"].nunique()}
-        row |= {
-            title: text(part, name)
-            for title, name in (
-                ("λmin", "lambda_min"), ("λmax", "lambda_max"),
-                ("|λmin/λmax|", "nonconvexity"),
-            )
-        }  # fmt: skip
-        row |= {"loss": f"{part['loss'].mean():.2g}"}
-        row |= {"‖g‖": f"{part['gradient_norm'].mean():.2g}"}
-        row |= {"slope": f"{part['slope'].mean():.2g}"}
-        row |= {"fall": f"{part['fall'].mean():+.2g}"}
-        rows.append(row)
-    return pd.DataFrame(rows).set_index(names.get(by[0], by[0]))
-
-
-def text(part: pd.DataFrame, name: str) -> str:
-    """A number over runs with its bound or range; says where it is no result."""
-    values = part[name].dropna()
-    if values.empty:
-        return "not converged" if len(part) else NONE
-    if len(values) == 1:
-        told = f"{values.iloc[0]:.3g}"
-        bound = part.loc[values.index[0], f"{name}_bound"]
-        if not part["reported"].any():
-            told += f" ± {bound:.1g}"
-    else:
-        told = f"{values.mean():.3g} ({values.min():.3g} to {values.max():.3g})"
-    lost = len(part) - len(values)
-    told = f"[{told}]" if part["reported"].any() else told
-    return told + (f", {lost} not converged" if lost else "")
-
-
 def causes(table: pd.DataFrame) -> pd.DataFrame:
     """The 2×2 table, last epoch: ratio by images (fixed, redrawn) and β.
 
@@ -237,13 +191,14 @@ def controls(table: pd.DataFrame, method: str) -> pd.DataFrame:
     part = table[(table["method"] == method) & (table["stage"] == LAST)]
     part = part[part["recurrence"].isin(["clean", "as_published"])]
     part = part[part["label"].isin([0, *(label(table, one) for one in (-2, -1))])]
-    names = [_subject(row) for _, row in part.iterrows()]
+    names = [subject(row) for _, row in part.iterrows()]
     order = {"training": 0, "cut": 1, "held out": 2}
     part = part.assign(name=names, place=part["data"].map(order))
     return part.sort_values(["label", "place", "seed"])
 
 
-def _subject(row: Any) -> str:
+def subject(row: Any) -> str:
+    """Class and images of a row in words."""
     told = f"class {row['label']}, {row['images']:.0f}"
     if row["data"] == "held out":
         return f"{told} held out"
@@ -254,46 +209,3 @@ def published_dynamics(printed: pd.DataFrame) -> pd.DataFrame:
     """The paper's digitised ratios: ``method label stage nonconvexity``."""
     names = {"class": "label", "epoch": "stage"}
     return printed.rename(columns=names)[["method", "label", "stage", "nonconvexity"]]
-
-
-def gaps(table: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
-    """Distance of our ratios, mean over runs, to the paper's at the same stage.
-
-    One row a method and way to measure: number of points, mean and largest distance;
-    only points measured in both ways count.
-    """
-    keys = ["method", "label", "stage"]
-    part = pick(table, mode=["as_published", "clean"])
-    wide = part.pivot_table("nonconvexity", keys, "mode")
-    modes = ["as_published", "clean"]
-    wide = wide.reindex(columns=modes).dropna().reset_index()
-    both = wide.merge(printed, on=keys)
-    rows = [
-        {"method": method, "measured": mode.replace("_", " "), "points": len(here)}
-        | {"mean distance": f"{away.mean():.2f}", "largest": f"{away.max():.2f}"}
-        for method, here in both.groupby("method")
-        for mode in modes
-        for away in [(here[mode] - here["nonconvexity"]).abs()]
-    ]
-    if not rows:
-        return sheet(table[:0])
-    return pd.DataFrame(rows).set_index("method")
-
-
-def coverage(table: pd.DataFrame) -> str:
-    """Runs and spectra behind a page, in words."""
-    if table.empty:
-        return NONE
-    runs = table.groupby("method", sort=False)["seed"].nunique()
-    told = ", ".join(f"{count} of {method}" for method, count in runs.items())
-    lost = int((table["nonconvexity"].isna() & ~table["reported"]).sum())
-    return f"{len(table)} spectra of networks: {told}; {lost} not converged"
-
-
-def spread(table: pd.DataFrame, name: str) -> str:
-    """Least, median and greatest of a column in words."""
-    values = table[name].dropna()
-    if values.empty:
-        return NONE
-    low, middle, high = values.min(), values.median(), values.max()
-    return f"{low:.2g} to {high:.2g} (median {middle:.2g})"

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from saddlebook import claims, curvature, curvature_claims, hypotheses, report, studies
+from saddlebook import (
+    claims,
+    curvature,
+    curvature_claims,
+    curvature_tables,
+    hypotheses,
+    report,
+    studies,
+)
 from saddlebook.errors import UsageError
 from saddlebook.files import write_whole
 from saddlebook.store import Store
@@ -109,14 +117,20 @@ def _full_scale(results: str | Path) -> Iterator[Finding]:
 
 
 def _accuracy(runs: Sequence[Record]) -> Iterator[Finding]:
-    cells = report.cells(report.by_method(runs), report.paper("table1", "cifar10"))
-    shown = cells[cells["group"].isin(report.MARGINS) & (cells["n"] > 0)]
-    for _, row in shown.iterrows():
+    """The paper's rows, then those that it lacks."""
+    means = report.by_method(runs)
+    cells = report.cells(means, report.paper("table1", "cifar10"))
+    control = means[
+        (means["choice"] == "last") & ~means["method"].isin(cells["method"])
+    ]
+    shown = pd.concat([cells[cells["n"] > 0], control])
+    for _, row in shown[shown["group"].isin(report.MARGINS)].iterrows():
+        printed = pd.notna(row["paper"])
         yield Finding(
             f"Full scale, {row['method']}: {row['group']} accuracy",
-            f"{row['paper']:.1f}",
+            f"{row['paper']:.1f}" if printed else "",
             f"{row['mean']:.1f}, {row['n']} run{'s' * (row['n'] > 1)} in bf16",
-            row["code"],
+            row["code"] if printed else "control",
         )
 
 
@@ -132,7 +146,7 @@ def _ratios(runs: Sequence[Record]) -> Iterator[Finding]:
         yield Finding(
             f"Full scale, {method}: ratio of the tail, {str(mode).replace('_', ' ')}",
             f"{paper[method]:.2f}" if method in paper else "",
-            curvature.text(part, "nonconvexity"),
+            curvature_tables.text(part, "nonconvexity"),
             f"{part['seed'].nunique()} of {curvature_claims.ENOUGH} seeds",
         )
 
