@@ -24,6 +24,10 @@ from torch import Tensor, nn
 from saddlebook.losses import Adjustment, FocalLoss
 from saddlebook.optim import frozen_statistics
 
+# Of a test pass at a time. More leave a processor's caches: a ResNet-32 takes 1.8 times
+# as long on 1,000 images as on 100 at a time, for the same bits
+_PIXELS = {"cpu": 100_000, "cuda": 2_560_000}
+
 
 class Objective(NamedTuple):
     """The training loss as tensors, so that runs differ in tensors only."""
@@ -221,8 +225,10 @@ class Replica:
         return "batch-norm statistics" if not self.statistics.isfinite().all() else ""
 
     @torch.no_grad()
-    def logits(self, images: Tensor, chunk: int = 1000) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         """Eval-mode outputs [N, C]; the mode is restored."""
+        height, width = images.shape[-2:]
+        chunk = max(1, _PIXELS[images.device.type] // (height * width))
         was_training = self.model.training
         self.model.eval()
         try:
