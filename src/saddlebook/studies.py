@@ -186,12 +186,14 @@ def full_scale(seeds: Sequence[int] = SEEDS[:3]) -> list[Experiment]:
 
 
 def full_scale_spectra(seeds: Sequence[int] = SEEDS[:3]) -> list[Experiment]:
-    """Class spectra of ``full_scale`` at three epochs, of at most 100 images a class.
+    """Class spectra of ``full_scale``, of at most 100 images a class.
 
-    Short of ``dynamics`` in cost only: before and after the switch, and early.
+    At the epochs of the dynamics figure; short of ``dynamics`` in cost only.
     """
-    at = (EPOCHS_OF_DYNAMICS[0], Experiment().drw_epoch, EPOCHS_OF_DYNAMICS[-1])
-    return [replace(e, spectra_at=at, spectra_images=100) for e in full_scale(seeds)]
+    return [
+        replace(e, spectra_at=EPOCHS_OF_DYNAMICS, spectra_images=100)
+        for e in full_scale(seeds)
+    ]
 
 
 STUDIES: dict[str, Callable[..., list[Experiment]]] = {
