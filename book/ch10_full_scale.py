@@ -73,10 +73,10 @@ page.claim(
 # **As in the paper:** all 12,406 images of CIFAR-10-LT at imbalance 100, ResNet-32, 200
 # epochs, batches of 128, CE with deferred re-weighting from epoch 160, the radius of
 # the released script. **Not:** convolutions in bf16 with float32 weights, a test after
-# every fifth epoch only, and spectra of at most 100 images a class. The paper's example, class 8 with its 83 images, and class 9 with 50 are
-# whole. The first class has 5,000, too many for the released procedure's hundred redrawn
-# products on a CPU. So *head* here is 100 of its images, drawn at random, and says
-# nothing about the other 4,900.
+# every fifth epoch only, and spectra of at most 100 images a class. The paper's example,
+# class 8 with its 83 images, and class 9 with 50 are whole. The first class has 5,000,
+# too many for the released procedure's hundred redrawn products on a CPU. So *head* here
+# is 100 of its images, drawn at random, and says nothing about the other 4,900.
 #
 # ## Accuracy
 
