@@ -21,6 +21,7 @@ _NAMES = {
     "run_all": "runner",
     "Record": "record",
     "Store": "store",
+    "RESULTS": "store",
     "SAM": "optim",
     "Spectrum": "spectrum",
     "class_spectra": "hessian",

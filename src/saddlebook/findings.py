@@ -25,7 +25,7 @@ from saddlebook import (
 )
 from saddlebook.errors import UsageError
 from saddlebook.files import write_whole
-from saddlebook.store import Store
+from saddlebook.store import RESULTS, Store
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
@@ -49,7 +49,7 @@ class Finding(NamedTuple):
 
 
 def present(
-    names: Sequence[str], scale: str = "lite", results: str | Path = report.RESULTS
+    names: Sequence[str], scale: str = "lite", results: str | Path = RESULTS
 ) -> dict[str, list[Record]]:
     """Records of studies that are there, by study."""
     store = Store(Path(results) / scale)
@@ -57,9 +57,7 @@ def present(
     return {name: list(filter(None, map(store.get, wanted[name]))) for name in names}
 
 
-def findings(
-    scale: str = "lite", results: str | Path = report.RESULTS
-) -> list[Finding]:
+def findings(scale: str = "lite", results: str | Path = RESULTS) -> list[Finding]:
     """Tail accuracy, curvature and its causes, five hypotheses, runs at full scale."""
     found = present(STUDIES, scale, results)
     runs = [record for name in OF_HYPOTHESES for record in found[name]]

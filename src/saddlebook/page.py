@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from saddlebook.errors import LockedError, UsageError, one_of
 from saddlebook.experiment import SCALES, Experiment, at_scale
 from saddlebook.parameters import check_injected
+from saddlebook.store import RESULTS, Store
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
 _PATIENCE = 600  # seconds another chapter may take to train the same quick run
 SMOKE = "smoke scale: shows the machinery, is not evidence"
 _SCALE_NOTES = {
@@ -101,8 +101,6 @@ class Page:
         return found
 
     def _read(self, name: str, experiments: Sequence[Experiment]) -> list[Record]:
-        from saddlebook.store import Store
-
         full = Store(self.results / "full")
         if self.scale == "full" or not full.missing(experiments):
             return full.records(experiments, name)
@@ -211,9 +209,8 @@ class Page:
 
 def _results(given: Path) -> Path:
     """``given``, or the checkout's: a downloaded chapter runs in any folder."""
-    committed = _CHECKOUT / "results"
-    lost = given == Path("results") and not given.is_dir() and committed.is_dir()
-    return committed if lost else given
+    lost = given == Path("results") and not given.is_dir() and RESULTS.is_dir()
+    return RESULTS if lost else given
 
 
 def _named(study: Any) -> tuple[str, list[Experiment]]:

@@ -11,10 +11,11 @@ import os
 import warnings
 from pathlib import Path
 
-from saddlebook import data, hessian, measure, report, studies, task
+from saddlebook import data, hessian, measure, studies, task
 from saddlebook.errors import DataError
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.spectrum import Spectrum
+from saddlebook.store import RESULTS
 
 
 def experiment(optimizer: str = "sgd", scale: str = "lite") -> Experiment:
@@ -25,7 +26,7 @@ def experiment(optimizer: str = "sgd", scale: str = "lite") -> Experiment:
 
 
 def weights(
-    optimizer: str = "sgd", results: str | Path = report.RESULTS, scale: str = "lite"
+    optimizer: str = "sgd", results: str | Path = RESULTS, scale: str = "lite"
 ) -> Path:
     """Where its weights are, if they are there."""
     exp = experiment(optimizer, scale)
@@ -36,7 +37,7 @@ def spectrum(
     class_: int,
     optimizer: str = "sgd",
     root: str | None = None,
-    results: str | Path = report.RESULTS,
+    results: str | Path = RESULTS,
     scale: str = "lite",
 ) -> Spectrum | str:
     """Spectrum of one class's loss at a shipped network, or why it cannot be had.

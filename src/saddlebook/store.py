@@ -18,6 +18,8 @@ from saddlebook.record import Accuracy as Accuracy
 if TYPE_CHECKING:
     import pandas as pd
 
+RESULTS = Path(__file__).resolve().parents[2] / "results"  # the checkout's, committed
+
 
 class Store:
     """A folder of records, one file per run, written whole and checked on reading."""
