@@ -137,6 +137,8 @@ def test_scaling_keeps_the_question(scale):
             small = at_scale(full, scale)
             assert small.scale == scale
             assert all(getattr(small, f) == getattr(full, f) for f in kept)
+            assert (full.precision, full.test_every) == ("bf16", 5)
+            assert (small.precision, small.spectra_images) == ("fp32", None)
             assert (small.rho > 0) == (full.rho > 0)
             assert bool(small.spectra_at) == bool(full.spectra_at)
             assert set(small.spectra_at) <= set(small.milestones)

@@ -298,6 +298,9 @@ _LITE_RHO = {"ldam": 0.125, "vs": 0.2}  # times the paper's radius; else 0.6
 def at_scale(experiment: Experiment, scale: str) -> Experiment:
     """The same experiment at another scale: the only place where scale is decided.
 
+    ``full`` experiments come as the studies want them; precision, epochs between tests
+    and ``spectra_images`` are set anew for ``lite`` and ``quick``.
+
     ``lite`` keeps images real and the question alive on two CPU cores: fewer images,
     less imbalance, 16 pixels, a ResNet-8, 150 epochs and a smaller radius. ``quick``
     is seconds on scikit-learn's digits and no evidence. ``spectra_at`` is mapped in
@@ -312,7 +315,8 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
         return experiment
     if experiment.scale != "full":
         raise UsageError(f"at_scale maps from full, not from {experiment.scale}")
-    changes: dict[str, Any] = {"scale": scale}
+    changes: dict[str, Any] = {"scale": scale, "spectra_images": None}
+    changes |= {"precision": "fp32", "test_every": 1}
     changes |= _LITE if scale == "lite" else _QUICK
     if experiment.dataset == "cifar100" and scale == "lite":
         changes |= {"max_count": 250}
