@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from saddlebook import report, runner, studies, sweeps
 from saddlebook.errors import UsageError, one_of
 from saddlebook.experiment import Experiment
-from saddlebook.store import Store
+from saddlebook.store import find
 from saddlebook.trial import Trial, setting
 from saddlebook.widgets import Widget
 
@@ -152,9 +152,8 @@ class Panel:
     def _show_stored(self) -> None:
         """Show the runs of the chosen scale: the stored ones and the reader's."""
         scale, live = self.controls["scale"].value, self._picture.live
-        store = Store(self._results / scale)
-        wanted = (store.get(exp) for exp in studies.named("rho_ablation", scale))
-        live.scale, live.runs = scale, sweeps.points([r for r in wanted if r])
+        stored = find(studies.named("rho_ablation"), self._results, scale).records
+        live.scale, live.runs = scale, sweeps.points(stored)
         live.yours = [point for point in self._yours if point["scale"] == scale]
 
     def _enable(self, running: bool) -> None:
