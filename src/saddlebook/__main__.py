@@ -19,7 +19,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from saddlebook import __version__, runner, spectra, spectra_sheet, studies
+from saddlebook import __version__, runner, studies
+from saddlebook.command import sheet as spectra_sheet
+from saddlebook.command import spectra
 from saddlebook.errors import (
     CorruptError,
     SaddlebookError,
