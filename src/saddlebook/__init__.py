@@ -22,6 +22,7 @@ _NAMES = {
     "run_all": "runner",
     "Record": "record",
     "Store": "store",
+    "RESULTS": "store",
     "SAM": "optim",
     "Spectrum": "curvature.spectrum",
     "class_spectra": "curvature.hessian",
