@@ -22,6 +22,7 @@ _NAMES = {
     "Record": "record",
     "Store": "store",
     "SAM": "optim",
+    "frozen_statistics": "optim",
     "Spectrum": "spectrum",
     "class_spectra": "hessian",
 }
