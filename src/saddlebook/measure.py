@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saddlebook import checkpoint, hessian, models
+from saddlebook import models
+from saddlebook.curvature import hessian
 from saddlebook.data import Dataset, resize
+from saddlebook.disk import checkpoint
+from saddlebook.disk.files import dump_json, load_json, write_whole
 from saddlebook.errors import Stopped
 from saddlebook.experiment import Experiment
-from saddlebook.files import dump_json, load_json, write_whole
-from saddlebook.task import Task, build_replica, prepare
+from saddlebook.train.task import Task, build_replica, prepare
 
 _STEPS = 100  # as published; the corrected modes stop at the accuracy below
 _RTOL = 0.01
