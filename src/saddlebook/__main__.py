@@ -186,8 +186,12 @@ def _verify(options: argparse.Namespace) -> int:
     if options.spectra:
         return _verify_spectra(options.spectra)
     stores = [Store(Path(options.results) / scale) for scale in SCALES]
-    counts = [len(store.verify()) for store in stores if store.path.exists()]
-    print(f"{sum(counts)} records verified")
+    records = [r for store in stores if store.path.exists() for r in store.verify()]
+    print(f"{len(records)} records verified")
+    if stale := [record for record in records if record.stale]:
+        print(f"{len(stale)} of them stale: made by code that gives other results")
+    if early := [r for r in records if r.spectra and not r.measured_with]:
+        print(f"spectra of {len(early)} measured before digests of such code were kept")
     return 0
 
 
