@@ -29,6 +29,14 @@ from torch import Tensor, nn
 from saddlebook.errors import UsageError
 
 
+def _of_base(name: str) -> Any:
+    """An attribute of SAM that is the base optimizer's, so that there is one of it."""
+    return property(
+        lambda self: getattr(self.base_optimizer, name),
+        lambda self, value: setattr(self.base_optimizer, name, value),
+    )
+
+
 class SAM(torch.optim.Optimizer):
     """Sharpness-aware minimisation around any base optimizer.
 
@@ -68,6 +76,8 @@ class SAM(torch.optim.Optimizer):
     # torch's word for: a GradScaler sets grad_scale and found_inf, ``step`` heeds them
     _step_supports_amp_scaling = True
     base_optimizer: torch.optim.Optimizer
+    param_groups = _of_base("param_groups")
+    state = _of_base("state")
     _kept: dict[Tensor, Tensor]
 
     def __init__(
@@ -94,24 +104,6 @@ class SAM(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {n: getattr(self, n) for n in ("base_optimizer", "defaults", "_kept")}
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base optimizer's groups, each with ``rho`` and ``adaptive``."""
-        return self.base_optimizer.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.base_optimizer.param_groups = groups
-
-    @property
-    def state(self) -> Any:
-        """The base optimizer's state, by parameter."""
-        return self.base_optimizer.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.base_optimizer.state = state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; what it does not say is as in the constructor."""
