@@ -41,6 +41,8 @@ _AT_LEAST = {
     "spectra_images": 1,
 }  # fmt: skip
 
+_READ_BY = {"rho": ("sam",), "noise": ("pgd", "lpf")}
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -64,11 +66,12 @@ class Experiment:
         vs_tau: Additive logit term.
         focal_gamma: Focusing exponent.
         optimizer: ``sgd``, ``sam``, ``pgd`` or ``lpf``.
-        rho: SAM's radius.
+        rho: SAM's radius; above 0 with SAM and with nothing else.
         sam_epochs: Epochs with SAM: ``all``, ``before`` or ``after`` the DRW switch.
         sam_bn: Passes that update batch-norm statistics: ``both`` (as published) or
             ``first`` (corrected).
-        noise: PGD: norm of the noise over that of the weights; LPF-SGD: γ.
+        noise: PGD: norm of the noise over that of the weights; LPF-SGD: γ. Above 0
+            with these and with nothing else.
         lpf_samples: LPF-SGD: noisy parts M a batch is split into.
         epochs: Passes over the training images.
         batch_size: Images of a step; the last, smaller batch is kept.
@@ -150,6 +153,23 @@ class Experiment:
         if any(not 0 <= epoch <= self.epochs for epoch in self.spectra_at):
             within = f"0..{self.epochs}"
             raise UsageError(f"spectra_at {self.spectra_at} must lie in {within}")
+        self._check_read()
+
+    def _check_read(self) -> None:
+        """Refuse plain SGD under another name, or under another key."""
+        for name, readers in _READ_BY.items():
+            value, reads = getattr(self, name), self.optimizer in readers
+            if reads and not value:
+                raise UsageError(
+                    f"optimizer {self.optimizer!r} with {name} 0 is SGD under another "
+                    f"name; give {name} above 0, or take optimizer='sgd'"
+                )
+            if value and not reads:
+                raise UsageError(
+                    f"{name} {value} changes nothing with optimizer "
+                    f"{self.optimizer!r}; take optimizer {' or '.join(readers)}, or "
+                    f"leave {name} out"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Experiment:

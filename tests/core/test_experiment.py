@@ -38,12 +38,17 @@ def test_every_field_changes_the_key():
         "sam_epochs": "after", "sam_bn": "first", "precision": "bf16",
         "spectra_at": (1,), "spectra_images": 9, "beta": 0.5, "momentum": 0.5,
     }  # fmt: skip
+    with_it = {
+        "optimizer": {"rho": 0.5}, "rho": {"optimizer": "sam"},
+        "noise": {"optimizer": "pgd"},
+    }  # fmt: skip
     keys = {Experiment().key}
     for field in fields(Experiment):
         value = other.get(field.name)
         if value is None:
             value = getattr(Experiment(), field.name) + 1
-        keys.add(replace(Experiment(), **{field.name: value}).key)
+        changes = {field.name: value} | with_it.get(field.name, {})
+        keys.add(replace(Experiment(), **changes).key)
     assert len(keys) == 1 + len(fields(Experiment))
 
 
@@ -81,6 +86,13 @@ def test_slugs_and_keys_are_unique_over_all_studies(scale):
         ({"imbalance": "expo"}, "did you mean 'exp'"),
         ({"spectra_at": (201,)}, "spectra_at"),
         ({"optimizer": "lpf", "lpf_samples": 7}, "divide"),
+        *(({"optimizer": name}, "is SGD") for name in ("sam", "pgd", "lpf")),
+        *(
+            ({"optimizer": name, "rho": 0.1, "noise": noise}, "rho 0.1 changes nothing")
+            for name, noise in (("sgd", 0), ("pgd", 1), ("lpf", 1))
+        ),
+        ({"noise": 0.1}, "noise 0.1 changes nothing"),
+        ({"optimizer": "sam", "rho": 0.1, "noise": 0.1}, "noise 0.1 changes nothing"),
         ({"seed": True}, "int"),
         ({"beta": 1.0}, "beta"),
     ],
