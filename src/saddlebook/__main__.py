@@ -202,13 +202,17 @@ def _verify(options: argparse.Namespace) -> int:
     if options.spectra:
         return _verify_spectra(options.spectra)
     stores = [Store(Path(options.results) / scale) for scale in SCALES]
-    count = sum(len(store.verify()) for store in stores)
-    if not count:
+    records = [record for store in stores for record in store.verify()]
+    if not records:
         raise VerifyError(
             f"no records in {options.results}; give the folder that holds "
             f"{', '.join(SCALES[:-1])} or {SCALES[-1]}"
         )
-    print(f"{count} records verified")
+    print(f"{len(records)} records verified")
+    if stale := [record for record in records if record.stale]:
+        print(f"{len(stale)} of them stale: made by code that gives other results")
+    if early := [r for r in records if r.spectra and not r.measured_with]:
+        print(f"spectra of {len(early)} measured before digests of such code were kept")
     return 0
 
 

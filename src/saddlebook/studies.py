@@ -20,6 +20,7 @@ from saddlebook.experiment import Experiment, at_scale
 
 SEEDS = (0, 1, 2, 3, 4)  # all reported seeds, listed in advance
 TUNING_SEEDS = (100, 101, 102)  # for choosing settings, never reported
+FRESH_SEEDS = (5, 6, 7, 8, 9)  # of questions asked after the others were seen
 EPOCHS_OF_DYNAMICS = Experiment().milestones
 
 # PAPER: run.sh lines 7-9 and 17-19; VS is not there, 0.5 / 0.8 is a guess
@@ -29,6 +30,7 @@ _RHO = {
 }
 RADII = (0.0, 0.05, 0.1, 0.2, 0.5, 0.8, 1.3)  # the paper's five, none, and one beyond
 WEIGHT_DECAYS = (2e-4, 5e-4, 1e-3, 2e-3)
+WIDER_DECAYS = (4e-3, 8e-3)  # SGD's best of the four is the largest
 VS_PAIRS = ((0.15, 1.25), (0.2, 1.2), (0.05, 0.75), (0.05, 1.0))  # γ, τ
 # Ours: the paper's are not published. A gradient's norm is of order 1
 NOISES = (
@@ -130,12 +132,51 @@ def weight_decay(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
     return _seeded(_decays(), seeds)
 
 
-def _decays() -> list[dict[str, Any]]:
+def _decays(values: Sequence[float] = WEIGHT_DECAYS) -> list[dict[str, Any]]:
     return [
         base | {"weight_decay": decay}
-        for decay in WEIGHT_DECAYS
+        for decay in values
         for base in (_drw(), _drw_sam())
     ]
+
+
+def wider_tuning(seeds: Sequence[int] = TUNING_SEEDS) -> list[Experiment]:
+    """Weight decays beyond the edge of ``tuning``, on the same seeds."""
+    return _seeded(_decays(WIDER_DECAYS), seeds)
+
+
+def wider_decay(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
+    """CE+DRW over the weight decays beyond the edge of ``weight_decay``.
+
+    Hypothesis (vi): with weight decay tuned over all six values, for SGD and SAM alike,
+    SAM gains less than 1.5 points overall. Tuned means best overall accuracy, last
+    epoch, mean over the seeds of ``tuning`` and ``wider_tuning``. Test: as (iii). It
+    was asked after (iii) was seen, so it is a family of its own.
+    """
+    return _seeded(_decays(WIDER_DECAYS), seeds)
+
+
+def one_curve(seeds: Sequence[int] = FRESH_SEEDS) -> list[Experiment]:
+    """CE+DRW under five knobs: is the tail's accuracy a function of its training loss?
+
+    The curve: by seed, the least-squares line of tail accuracy (last epoch, percent)
+    in the logarithm of the tail's training loss (nats, clean images, last epoch) over
+    SGD's four weight decays. What is tested is a run's distance to the line of its own
+    seed. It was found on the seeds of the other studies; these are fresh.
+
+    Hypothesis (a1): SAM, PGD and LPF-SGD lie on the line. Test: for each of the three
+    two one-sided t-tests over seeds (TOST) against ±3 points; the largest p-value
+    counts. Contradicted if one of the three lies beyond 3 points, its one-sided p-value
+    counting three times.
+
+    Hypothesis (a2): SAM only after re-weighting starts lies above the line.
+    Hypothesis (a3): SAM only before re-weighting starts lies below it. Tests of both:
+    one-sided, t over seeds. Holm over the three.
+    """
+    sgd = [_drw() | {"weight_decay": decay} for decay in WEIGHT_DECAYS]
+    knobs = [_drw_sam(), _drw() | _PGD, _drw() | _LPF]
+    knobs += [_drw_sam() | {"sam_epochs": when} for when in ("before", "after")]
+    return _seeded(sgd + knobs, seeds)
 
 
 def sam_timing(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
@@ -208,6 +249,7 @@ STUDIES: dict[str, Callable[..., list[Experiment]]] = {
     for study in (
         table1, table1_cifar100, control, dynamics, rho_ablation, weight_decay,
         sam_timing, bn_statistics, optimizers, tuning, curvature, vs_tuning,
+        wider_tuning, wider_decay, one_curve,
     )
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ import torch
 from saddlebook import data, measure, runner
 from saddlebook.curvature import hessian
 from saddlebook.data import normalise
-from saddlebook.disk import checkpoint
+from saddlebook.disk import checkpoint, files
 from saddlebook.errors import Stopped
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.train import train
@@ -66,6 +66,7 @@ def test_no_spectrum_uses_more_images_than_the_experiment_allows(digits, trained
 
     def images(class_, **how):
         item = measure._item(3, class_, "clean", **how)
+        item |= {"limit": measure._limit(few, task, item["cut"])}
         return measure._measured(few, task, task.test_images, model, item)["images"]
 
     assert images(0) == 6
@@ -95,19 +96,69 @@ def test_the_loss_measured_is_the_training_loss_of_the_class(digits, trained):
 def test_a_stopped_measurement_goes_on_where_it_was(
     digits, trained, tmp_path, monkeypatch
 ):
-    files = {}
+    weights = {}
     for epoch, path in trained.weights.items():
-        files[epoch] = tmp_path / path.name
-        files[epoch].write_bytes(path.read_bytes())
+        weights[epoch] = tmp_path / path.name
+        weights[epoch].write_bytes(path.read_bytes())
     short = [i for i in measure.plan(TINY) if i["class"] == 9 and i["of"] == "clean"]
     monkeypatch.setattr(measure, "plan", lambda experiment: short)
     asked = iter([False, True])
     with pytest.raises(Stopped, match="after 1 of"):
-        measure.spectra(TINY, digits, files, halted=lambda: next(asked))
+        measure.spectra(TINY, digits, weights, halted=lambda: next(asked))
     before = (tmp_path / "spectra.json").read_text()
-    done = measure.spectra(TINY, digits, files)
+    done = measure.spectra(TINY, digits, weights)
     assert [item["mode"] for item in done] == [item["mode"] for item in short]
     assert before.strip("[]\n ") in (tmp_path / "spectra.json").read_text()
+
+
+@pytest.fixture
+def lone_spectrum(trained, tmp_path, monkeypatch):
+    """Weights in a folder of their own, and a plan of one spectrum of class 0."""
+    files = {e: tmp_path / path.name for e, path in trained.weights.items()}
+    for epoch, path in trained.weights.items():
+        files[epoch].write_bytes(path.read_bytes())
+    only = [measure._item(3, 0, "clean")]
+    monkeypatch.setattr(measure, "plan", lambda experiment: only)
+    return files
+
+
+def test_kept_spectra_serve_only_the_number_of_images_they_were_measured_with(
+    digits, lone_spectrum
+):
+    few = replace(TINY, spectra_images=5)
+    (first,) = measure.spectra(few, digits, lone_spectrum)
+    (second,) = measure.spectra(TINY, digits, lone_spectrum)
+    assert (first["images"], second["images"]) == (5, 20)
+    assert "origin" not in first
+    assert measure.spectra(few, digits, lone_spectrum) == [first]
+
+
+@pytest.mark.parametrize("changed", ["curvature", "numerics", "weights"])
+def test_kept_spectra_serve_only_the_weights_and_code_they_come_from(
+    digits, lone_spectrum, changed
+):
+    file = lone_spectrum[3].with_name("spectra.json")
+    honest = measure.spectra(TINY, digits, lone_spectrum)
+    (kept,) = files.load_json(file)
+    planted = kept | {"lambda_min": -99.0}
+    file.write_bytes(files.dump_json([planted]))
+    assert measure.spectra(TINY, digits, lone_spectrum)[0]["lambda_min"] == -99.0
+    origin = planted["origin"] | {changed: "0" * 16}
+    file.write_bytes(files.dump_json([planted | {"origin": origin}]))
+    assert measure.spectra(TINY, digits, lone_spectrum) == honest
+
+
+def test_spectra_kept_before_origins_were_are_taken_as_this_code_s(
+    digits, lone_spectrum
+):
+    file = lone_spectrum[3].with_name("spectra.json")
+    honest = measure.spectra(TINY, digits, lone_spectrum)
+    old = honest[0] | {"lambda_min": -99.0}
+    for item in (old, {k: v for k, v in old.items() if k != "limit"}):
+        file.write_bytes(files.dump_json([item]))
+        assert measure.spectra(TINY, digits, lone_spectrum)[0]["lambda_min"] == -99.0
+    file.write_bytes(files.dump_json([old | {"limit": 7}]))
+    assert measure.spectra(TINY, digits, lone_spectrum) == honest
 
 
 def test_a_record_with_spectra_answers_by_class_epoch_and_mode(tmp_path):

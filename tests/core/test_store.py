@@ -232,3 +232,16 @@ def test_a_folder_that_may_not_be_read_is_refused(read_only):
 def test_a_record_is_stale_when_the_code_was_another():
     assert not record().stale
     assert record(provenance=record().provenance | {"numerics": "0" * 16}).stale
+
+
+def test_spectra_are_stale_when_the_code_that_measured_them_was_another():
+    other = record().provenance | {"curvature": "0" * 16}
+    assert record(provenance=other).stale
+    assert not record(provenance=other, spectra=[]).stale
+
+
+def test_spectra_from_before_digests_are_not_called_stale():
+    early = record().provenance
+    del early["curvature"]
+    old = Record.from_dict(record(provenance=early).to_dict())
+    assert (old.measured_with, old.stale) == ("", False)

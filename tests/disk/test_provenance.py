@@ -8,6 +8,7 @@ import pytest
 
 from saddlebook.disk import provenance
 from saddlebook.disk.provenance import Provenance
+from saddlebook.errors import MachineError
 
 
 def test_provenance_names_versions_and_no_host_user_or_path():
@@ -58,3 +59,22 @@ def test_prose_and_layout_leave_the_code_digest_alone(old, new):
 def test_a_change_of_code_changes_the_code_digest(old, new):
     assert old in SOURCE
     assert provenance.essence(SOURCE.replace(old, new)) != provenance.essence(SOURCE)
+
+
+def test_a_listed_module_that_is_missing_is_an_error(tmp_path):
+    (tmp_path / "one.py").write_text("a = 1\n")
+    assert len(provenance.code_digest(("one",), tmp_path)) == 16
+    with pytest.raises(MachineError, match=r"cannot read .*two\.py"):
+        provenance.code_digest(("one", "two"), tmp_path)
+
+
+@pytest.mark.parametrize("name", provenance.CURVATURE)
+def test_every_module_of_curvature_counts(name, tmp_path):
+    for module in provenance.CURVATURE:
+        code = (provenance._PACKAGE / f"{module}.py").read_text()
+        (tmp_path / module).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{module}.py").write_text(
+            code + "surplus = 1\n" if module == name else code
+        )
+    changed = provenance.code_digest(tuple(sorted(provenance.CURVATURE)), tmp_path)
+    assert changed != provenance.curvature_digest()

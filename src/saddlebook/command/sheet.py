@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saddlebook.disk.files import dump_json, load_json, sha256
+from saddlebook.disk.provenance import is_current
 from saddlebook.errors import CorruptError, UsageError
 
 SCHEMA = "saddlebook spectra 1"
@@ -41,7 +42,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def resumed(path: Path, told: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Classes that are in the record already, by number; none without a record.
+    """Classes in the record that this code measured, by number; none without one.
 
     Raises:
         UsageError: It is of something else, by ``told``.
@@ -55,7 +56,12 @@ def resumed(path: Path, told: dict[str, Any]) -> dict[int, dict[str, Any]]:
             f"{path} holds another measurement ({', '.join(other)} differ); move it "
             "away, or give another --out"
         )
-    return {item["class"]: item for item in content["classes"]}
+    return {item["class"]: item for item in content["classes"] if _is_current(item)}
+
+
+def _is_current(item: dict[str, Any]) -> bool:
+    origin = item["provenance"]  # without a digest in records of older versions
+    return is_current(origin["numerics"], origin.get("curvature", ""))
 
 
 def finished(item: dict[str, Any] | None, steps: int) -> bool:

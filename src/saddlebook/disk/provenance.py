@@ -22,17 +22,29 @@ from torch import device as Device
 
 import saddlebook
 from saddlebook.disk.files import sha256
+from saddlebook.errors import MachineError
 
 # Files whose code decides a result.
 NUMERICS = (
     "losses models optim data/longtail data/augmentation data/sources train/engine "
     "train/graphs train/loop train/run train/task"
 ).split()
-# Digests of earlier code with the same golden curves (tests/test_golden.py): a change
+# Files whose code decides the spectra of given weights, besides those.
+CURVATURE = [
+    "measure",
+    *(
+        f"curvature/{name}"
+        for name in "certify folding hessian lanczos layers problem products published "
+        "recurrence resnet spectrum traces".split()
+    ),
+]
+# Digests of earlier code with the same golden curves (tests/train): a change
 # that moves the curves empties this set, and older records become stale.
 SAME_CURVES = frozenset(
     {"9a1a3f475e71e46f", "2b3bb3c1aae2b778", "b2f33e6d86399a12", "86b281569eaa13a0"}
 )
+# The same for tests/curvature/test_golden_spectra.py.
+SAME_SPECTRA: frozenset[str] = frozenset()
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -43,7 +55,7 @@ class Provenance:
     Attributes:
         commit: Of the checkout, or ``unknown``.
         dirty: True if the package differed from the commit.
-        numerics: Digest of the code that decides a result; see ``numerics_digest``.
+        numerics: Digest of the code that decides training; see ``numerics_digest``.
         version: Of saddlebook.
         python: Version.
         torch: Version, with its build (``+cpu``, ``+cu130``).
@@ -55,6 +67,8 @@ class Provenance:
         data_digest: ``Dataset.digest``.
         started: UTC, ISO 8601, whole seconds.
         seconds: Wall time.
+        curvature: Digest of the code that decides spectra; empty in what was measured
+            before such digests were kept.
     """
 
     commit: str
@@ -71,6 +85,7 @@ class Provenance:
     data_digest: str
     started: str
     seconds: float = 0.0
+    curvature: str = ""
 
     @classmethod
     def start(
@@ -92,6 +107,7 @@ class Provenance:
             precision=precision,
             data_digest=data_digest,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
+            curvature=curvature_digest(),
         )
 
     def after(self, seconds: float) -> Provenance:
@@ -132,23 +148,49 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def is_current(numerics: str) -> bool:
-    """Whether code with this digest gives the results that today's code gives."""
-    return numerics == numerics_digest() or numerics in SAME_CURVES
+def is_current(numerics: str, curvature: str = "") -> bool:
+    """Whether code with these digests gives the results that today's code gives.
+
+    Args:
+        numerics: Of the code that trained.
+        curvature: Of the code that measured; empty where it is not known or nothing
+            was measured, which makes nothing stale.
+    """
+    trained = numerics == numerics_digest() or numerics in SAME_CURVES
+    same = SAME_SPECTRA | {curvature_digest(), ""}
+    return trained and curvature in same
+
+
+def numerics_digest() -> str:
+    """SHA-256 of the code that decides training; see ``code_digest``."""
+    return code_digest(tuple(sorted(NUMERICS)))
+
+
+def curvature_digest() -> str:
+    """SHA-256 of the code that decides the spectra of given weights."""
+    return code_digest(tuple(sorted(CURVATURE)))
 
 
 @cache
-def numerics_digest() -> str:
-    """SHA-256 of the code that decides a result, 16 hex digits.
+def code_digest(modules: tuple[str, ...], folder: Path = _PACKAGE) -> str:
+    """SHA-256 of the code of modules, 16 hex digits.
 
     Comments, docstrings, layout and f-strings (messages) are left out, so that better
     prose makes no record stale.
+
+    Raises:
+        MachineError: A module is missing, so nothing can be said about the code.
     """
-    code = [
-        f"{name}\n{essence(path.read_text(encoding='utf-8'))}"
-        for name in sorted(NUMERICS)
-        if (path := _PACKAGE / f"{name}.py").is_file()
-    ]
+    try:
+        code = [
+            f"{name}\n{essence((folder / f'{name}.py').read_text(encoding='utf-8'))}"
+            for name in modules
+        ]
+    except OSError as error:
+        raise MachineError(
+            f"cannot read {error.filename}, whose code decides results; install "
+            "saddlebook again"
+        ) from error
     return sha256("".join(code).encode())[:16]
 
 
