@@ -12,18 +12,15 @@ device = "cpu"
 results = "results"
 
 # %% tags=["hide-input"]
-from saddlebook import (
-    curvature,
-    curvature_claims,
-    curvature_figures,
-    curvature_tables,
-    figures,
-    lanczos,
-    report,
-    shipped,
-)
-from saddlebook import curvature_density as density
-from saddlebook.book import Page
+from saddlebook import figures
+from saddlebook.book import Page, shipped
+from saddlebook.curvature import lanczos
+from saddlebook.figures import density
+from saddlebook.figures import spectra as curvature_figures
+from saddlebook.findings import report
+from saddlebook.findings import spectra as curvature
+from saddlebook.findings import spectra_claims as curvature_claims
+from saddlebook.findings import tables as curvature_tables
 
 page = Page("ch05_spectra", scale=scale, results=results, device=device)
 

@@ -13,15 +13,13 @@ results = "results"
 
 # %% tags=["hide-input"]
 import saddlebook as sb
-from saddlebook import (
-    curvature,
-    curvature_claims,
-    curvature_tables,
-    figures,
-    report,
-)
-from saddlebook import curvature_figures as through
+from saddlebook import figures
 from saddlebook.book import Page
+from saddlebook.figures import spectra as through
+from saddlebook.findings import report
+from saddlebook.findings import spectra as curvature
+from saddlebook.findings import spectra_claims as curvature_claims
+from saddlebook.findings import tables as curvature_tables
 
 page = Page("ch06_dynamics", scale=scale, results=results, device=device)
 

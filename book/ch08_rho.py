@@ -11,16 +11,13 @@ device = "cpu"
 results = "results"
 
 # %% tags=["hide-input"]
-from saddlebook import (
-    engine,
-    figures,
-    hypotheses,
-    live,
-    partial,
-    report,
-    sweeps,
-)
+from saddlebook import figures
 from saddlebook.book import Page
+from saddlebook.book import gather as partial
+from saddlebook.book import panel as live
+from saddlebook.figures import sweeps
+from saddlebook.findings import hypotheses, report
+from saddlebook.train import engine
 
 # %% tags=["hide-input"]
 page = Page("ch08_rho", scale=scale, results=results, device=device)

@@ -13,17 +13,13 @@ results = "results"
 # %% tags=["hide-input"]
 import numpy as np
 import pandas as pd
-from saddlebook import (
-    engine,
-    figures,
-    hypotheses,
-    landscapes,
-    partial,
-    report,
-    rivals,
-    sweeps,
-)
+from saddlebook import figures
 from saddlebook.book import Page
+from saddlebook.book import gather as partial
+from saddlebook.figures import rivals, sweeps
+from saddlebook.findings import hypotheses, report
+from saddlebook.theory import landscapes
+from saddlebook.train import engine
 
 # %% tags=["hide-input"]
 page = Page("ch09_rivals", scale=scale, results=results, device=device)

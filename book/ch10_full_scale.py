@@ -13,18 +13,15 @@ results = "results"
 
 # %% tags=["hide-input"]
 import saddlebook as sb
-from saddlebook import (
-    curvature,
-    curvature_claims,
-    curvature_figures,
-    curvature_tables,
-    figures,
-    partial,
-    report,
-    shipped,
-)
-from saddlebook import curvature_density as density
-from saddlebook.book import Page
+from saddlebook import figures
+from saddlebook.book import Page, shipped
+from saddlebook.book import gather as partial
+from saddlebook.figures import density
+from saddlebook.figures import spectra as curvature_figures
+from saddlebook.findings import report
+from saddlebook.findings import spectra as curvature
+from saddlebook.findings import spectra_claims as curvature_claims
+from saddlebook.findings import tables as curvature_tables
 
 page = Page("ch10_full_scale", scale=scale, results=results, device=device)
 

@@ -14,17 +14,13 @@ results = "results"
 
 # %% tags=["hide-input"]
 import pandas as pd
-from saddlebook import (
-    claims,
-    curvature,
-    curvature_claims,
-    figures,
-    findings,
-    hypotheses,
-    partial,
-    report,
-)
+from saddlebook import figures
 from saddlebook.book import Page
+from saddlebook.book import gather as partial
+from saddlebook.findings import claims, hypotheses, report
+from saddlebook.findings import readme as findings
+from saddlebook.findings import spectra as curvature
+from saddlebook.findings import spectra_claims as curvature_claims
 
 page = Page("intro", scale=scale, results=results, device=device)
 

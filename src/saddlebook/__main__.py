@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from saddlebook import runner, spectra, spectra_sheet, studies
+from saddlebook import runner, studies
+from saddlebook.command import sheet as spectra_sheet
+from saddlebook.command import spectra
 from saddlebook.errors import (
     CorruptError,
     SaddlebookError,

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saddlebook import checkpoint, hessian, models
+from saddlebook import models
+from saddlebook.curvature import hessian
 from saddlebook.data import Dataset, resize
+from saddlebook.disk import checkpoint
+from saddlebook.disk.files import dump_json, load_json, write_whole
+from saddlebook.disk.provenance import curvature_digest, is_current, numerics_digest
 from saddlebook.errors import Stopped
 from saddlebook.experiment import Experiment
-from saddlebook.files import dump_json, load_json, write_whole
-from saddlebook.provenance import curvature_digest, is_current, numerics_digest
-from saddlebook.task import Task, build_replica, prepare
+from saddlebook.train.task import Task, build_replica, prepare
 
 _STEPS = 100  # as published; the corrected modes stop at the accuracy below
 _RTOL = 0.01

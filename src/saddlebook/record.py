@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from saddlebook import data
+from saddlebook.disk.files import sha256
+from saddlebook.disk.provenance import Provenance, is_current
 from saddlebook.errors import CorruptError, UsageError
 from saddlebook.experiment import Experiment
-from saddlebook.files import sha256
-from saddlebook.provenance import Provenance, is_current
 
 SCHEMA = 1
 MAX_BYTES = 192 * 1024  # room for the hundred spectra of the dynamics figure

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saddlebook.disk.files import load_json, write_whole
+from saddlebook.disk.provenance import Provenance as Provenance
 from saddlebook.errors import CorruptError, MachineError, UsageError, VerifyError
 from saddlebook.experiment import Experiment
-from saddlebook.files import load_json, write_whole
-from saddlebook.provenance import Provenance as Provenance
 from saddlebook.record import MAX_BYTES, Record
 from saddlebook.record import Accuracy as Accuracy
 

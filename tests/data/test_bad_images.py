@@ -1,0 +1,167 @@
+"""Parquet, class folders and labels that are damaged or of another dataset."""
+
+import struct
+import zlib
+
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+from copies import (
+    BINARY,
+    NAMES,
+    batch_files,
+    load,
+    made_up,
+    splits,
+    write_batches,
+    write_class_folders,
+    write_parquet,
+)
+from PIL import Image
+
+from saddlebook import data
+from saddlebook.data import sources
+from saddlebook.errors import DataError
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 damaged PAR1", b"<html>404</html>"])
+def test_a_damaged_parquet_file_is_refused(tmp_path, content):
+    write_parquet(tmp_path)
+    file = tmp_path / "test-00000-of-00001.parquet"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=f"{file.name} (cannot be read|is a web page)"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("where", [0.3, 0.6, 0.9])
+def test_a_parquet_file_with_changed_bytes_is_refused(tmp_path, where):
+    write_parquet(tmp_path)
+    file = tmp_path / "train-00000-of-00001.parquet"
+    content = bytearray(file.read_bytes())
+    start = int(where * len(content))
+    content[start : start + 200] = bytes(200)
+    file.write_bytes(content)
+    with pytest.raises(DataError):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_dataset_under_this_name_is_refused(tmp_path, name):
+    other = {"cifar10": "cifar100", "cifar100": "cifar10"}[name]
+    write_parquet(tmp_path, other)
+    with pytest.raises(DataError, match=r"no column|another dataset"):
+        load(tmp_path, name)
+    write_parquet(tmp_path, other, column="label")
+    with pytest.raises(DataError, match="another dataset"):
+        load(tmp_path, name)
+
+
+def test_coarse_labels_are_refused(tmp_path):
+    images, labels = made_up("cifar100", 2, 0)
+    coarse = (images, labels // 5)
+    write_parquet(tmp_path, "cifar100", given=(coarse, coarse))
+    with pytest.raises(DataError, match=r"20 values .* coarse labels"):
+        load(tmp_path, "cifar100")
+
+
+@pytest.mark.parametrize("label", [-1, 10, 255, 3])
+def test_a_label_out_of_place_is_refused(tmp_path, label):
+    (images, labels), test = splits()
+    labels[0] = label
+    write_parquet(tmp_path, given=((images, labels), test))
+    with pytest.raises(DataError, match=r"10 classes|class 0 \(airplane\) has 4"):
+        load(tmp_path)
+
+
+def test_a_missing_image_is_noticed(tmp_path):
+    write_class_folders(tmp_path)
+    (tmp_path / "test" / "ship" / "00008.png").unlink()
+    with pytest.raises(
+        DataError, match=r"class 8 \(ship\) has 1 test images, others 2"
+    ):
+        load(tmp_path)
+
+
+def test_a_missing_class_folder_is_named(tmp_path):
+    write_class_folders(tmp_path)
+    (tmp_path / "train" / "ship").rename(tmp_path / "train" / "boat")
+    with pytest.raises(DataError, match=r"\['boat', 'ship'\]"):
+        load(tmp_path)
+
+
+def test_jpeg_copies_are_refused_as_lossy(tmp_path):
+    write_class_folders(tmp_path, form="JPEG")
+    with pytest.raises(DataError, match="lossy copy"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGB", (31, 32)),
+        Image.new("L", (32, 32)),
+        Image.new("RGBA", (32, 32)),
+        Image.new("I;16", (32, 32)),
+        Image.new("RGB", (1000, 32)),
+    ],
+)
+def test_an_image_of_another_size_or_kind_is_named(tmp_path, image):
+    write_class_folders(tmp_path)
+    file = tmp_path / "train" / "cat" / "00013.png"
+    image.save(file)
+    with pytest.raises(DataError, match=r"cat/00013\.png: no 32x32 RGB image"):
+        load(tmp_path)
+
+
+def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_decoded(tmp_path):
+    write_class_folders(tmp_path)
+    file = tmp_path / "train" / "cat" / "00013.png"
+    content = bytearray(file.read_bytes())
+    content[16:24] = struct.pack(">II", 40_000, 40_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"00013\.png: .*decompression bomb"):
+        load(tmp_path)
+
+
+def test_an_image_cut_short_is_named(tmp_path):
+    write_class_folders(tmp_path)
+    file = tmp_path / "train" / "cat" / "00013.png"
+    for content, message in [
+        (file.read_bytes()[:-2000], "no 32x32 RGB image"),
+        (b"", "no image"),
+    ]:
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=rf"cat/00013\.png: {message}"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("image", [None, {"bytes": None, "path": "a.png"}])
+def test_a_parquet_row_without_an_image_is_named(tmp_path, image):
+    write_parquet(tmp_path)
+    file = tmp_path / "train-00000-of-00001.parquet"
+    table = parquet.read_table(file)
+    rows = table.column("img").to_pylist()
+    rows[17] = image
+    parquet.write_table(arrow.table({"img": rows, "label": table["label"]}), file)
+    with pytest.raises(DataError, match="row 17: no image"):
+        load(tmp_path)
+
+
+def test_a_full_copy_with_one_pixel_changed_is_refused(data_root, tmp_path):
+    if data_root is None:
+        return
+    cifar = data.load("cifar10", data_root)
+    order = np.random.default_rng(0).permutation(50_000)
+    train = cifar.train_images.numpy()[order], cifar.train_labels.numpy()[order]
+    test = cifar.test_images.numpy(), cifar.test_labels.numpy()
+    files = batch_files(kind=BINARY, given=(train, test))
+    folder = write_batches(tmp_path, "cifar10", BINARY, files)
+    (images, _), _ = sources.find("cifar10", tmp_path).read()
+    assert np.array_equal(images, train[0])
+    with (folder / "data_batch_3.bin").open("r+b") as batch:
+        batch.seek(12_345)
+        batch.write(bytes([files["data_batch_3.bin"][12_345] ^ 1]))
+    with pytest.raises(DataError, match="a pixel or a label differs"):
+        sources.find("cifar10", tmp_path).read()
