@@ -165,7 +165,7 @@ def caught(mistake: Mistake) -> str:
 def green(folder: str, tests: str) -> bool:
     file, _, expression = tests.partition(" ")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
-               str(ROOT / "tests/curvature" / f"{file}.py"), "-k", expression]  # fmt: skip
+               str(ROOT / f"tests/curvature/{file}.py"), "-k", expression]  # fmt: skip
     env = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     if run.returncode not in (0, 1):  # 1: a test failed; else none ran or a crash

@@ -42,7 +42,7 @@ def failure(capsys, *arguments):
         (["run", "table1", "--scale", "lit"], "did you mean 'lite'"),
         (["run", "table1", "--seeds", "0;1"], "integers"),
         (["run", "table1", "--seeds", "-1"], "seed"),
-        (["run", "table1", "--only", "Adam"], "no method"),
+        (["run", "table1", "--only", "CE+DR"], "did you mean 'CE+DRW'"),
         (["run"], "study"),
         (["run", "table1", "--sclae", "lite"], "--sclae"),
     ],
@@ -51,6 +51,39 @@ def test_wrong_words_are_usage_errors(arguments, message, capsys):
     code, line = failure(capsys, *arguments)
     assert code == 2
     assert message in line
+
+
+def test_only_takes_exact_names(capsys):
+    assert main([*RUN, "--only", "CE+DRW wd=0.001"]) == 0
+    (path,) = Path("results/quick").iterdir()
+    assert "sam" not in path.name
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "results/quick", "."])
+def test_to_verify_nothing_is_a_failure(folder, capsys):
+    assert main([*RUN, "--only", "CE+DRW wd=0.001"]) == 0
+    capsys.readouterr()
+    code, line = failure(capsys, "verify", "--results", folder)
+    assert code == 9
+    assert f"no records in {folder}" in line
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_names_the_exit_codes_and_there_is_a_version(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert ("75 stopped and resumable" in told) == ("--help" in words)
+    assert "saddlebook" in told
+
+
+def test_a_closed_pipe_is_silent():
+    command = f"{sys.executable} -m saddlebook status | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_device_that_is_not_there(capsys):

@@ -77,3 +77,9 @@ def test_every_module_of_curvature_counts(name, tmp_path):
         path.write_text(code + "surplus = 1\n" if module == name else code)
     changed = provenance.code_digest(tuple(sorted(provenance.CURVATURE)), tmp_path)
     assert changed != provenance.curvature_digest()
+
+
+def test_no_module_of_the_room_is_left_out():
+    room = (provenance._PACKAGE / "curvature").glob("[!_]*.py")
+    names = {f"curvature/{path.stem}" for path in room}
+    assert names == set(provenance.CURVATURE) - {"measure"}

@@ -10,7 +10,7 @@ import pytest
 
 from saddlebook import data
 from saddlebook.experiment import Experiment
-from saddlebook.train import train
+from saddlebook.train.loop import train
 
 BASE = Experiment(
     scale="quick", dataset="digits", max_count=40, imbalance_factor=4.0, image_size=8,

@@ -12,6 +12,7 @@ import inspect
 import math
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from saddlebook.book.parameters import check_injected
 from saddlebook.errors import LockedError, UsageError, one_of
 from saddlebook.experiment import SCALES, Experiment, at_scale
+from saddlebook.store import RESULTS, find, lacking
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
 
-_CHECKOUT = Path(__file__).resolve().parents[3]
 _PATIENCE = 600  # seconds another chapter may take to train the same quick run
 SMOKE = "smoke scale: shows the machinery, is not evidence"
 _SCALE_NOTES = {
@@ -94,20 +95,24 @@ class Page:
             found = self._train(experiments)
         else:
             found = self._read(name, experiments)
-        self._shown |= {record.key: record for record in found}
-        scale = found[0].experiment.scale
-        note = f"{len(found)} records at {scale} scale: {_SCALE_NOTES[scale]}."
-        _show(f'<p class="sb-note">{html.escape(note)}</p>', note)
+        self.show_records(found)
         return found
 
-    def _read(self, name: str, experiments: Sequence[Experiment]) -> list[Record]:
-        from saddlebook.store import Store
+    def show_records(self, found: Sequence[Record]) -> None:
+        """Name records in the footer, and say their number and scales in a line."""
+        self._shown |= {record.key: record for record in found}
+        by_scale = Counter(record.experiment.scale for record in found)
+        for scale, count in by_scale.items():
+            note = f"{count} records at {scale} scale: {_SCALE_NOTES[scale]}."
+            _show(f'<p class="sb-note">{html.escape(note)}</p>', note)
 
-        full = Store(self.results / "full")
-        if self.scale == "full" or not full.missing(experiments):
-            return full.records(experiments, name)
-        lite = dict.fromkeys(at_scale(exp, "lite") for exp in experiments)
-        return Store(self.results / "lite").records(lite, name)
+    def _read(self, name: str, experiments: Sequence[Experiment]) -> list[Record]:
+        where = "full" if self.scale == "full" else None
+        scale, found, missing = find(experiments, self.results, where)
+        if missing:
+            told = lacking(self.results / scale, missing, len(found), name)
+            raise UsageError(f"{told}; or run this chapter with train=True")
+        return found
 
     def _train(self, experiments: Sequence[Experiment]) -> list[Record]:
         import torch
@@ -211,9 +216,8 @@ class Page:
 
 def _results(given: Path) -> Path:
     """``given``, or the checkout's: a downloaded chapter runs in any folder."""
-    committed = _CHECKOUT / "results"
-    lost = given == Path("results") and not given.is_dir() and committed.is_dir()
-    return committed if lost else given
+    lost = given == Path("results") and not given.is_dir() and RESULTS.is_dir()
+    return RESULTS if lost else given
 
 
 def _named(study: Any) -> tuple[str, list[Experiment]]:

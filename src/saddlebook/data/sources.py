@@ -92,7 +92,8 @@ def find(name: str, root: Path, download: bool = False) -> Source:
     if source is None:
         raise DataError(
             f"no {name} at {root}; run data.load({name!r}, download=True), or name the "
-            "folder that has it (SADDLEBOOK_DATA or --data)"
+            "folder that has it: data_root= (data.load: root=) in Python; on the "
+            "command line, which alone reads SADDLEBOOK_DATA, --data"
         )
     return Source(source.fingerprint, lambda: _checked(name, source.read()))
 

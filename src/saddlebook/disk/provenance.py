@@ -30,18 +30,20 @@ NUMERICS = (
     "train/graphs train/loop train/run train/task"
 ).split()
 # Files whose code decides the spectra of given weights, besides those.
-CURVATURE = (
-    "measure curvature/certify curvature/folding curvature/hessian curvature/lanczos "
-    "curvature/layers curvature/modes curvature/problem curvature/products "
-    "curvature/published curvature/recurrence curvature/resnet curvature/spectrum "
-    "curvature/traces"
-).split()
-# Digests of earlier code with the same curves in tests/train/test_golden.py: a change
-# that moves them empties this set, and older records become stale.
+CURVATURE = [
+    "measure",
+    *(
+        f"curvature/{name}"
+        for name in "certify folding hessian lanczos layers modes problem products "
+        "published recurrence resnet spectrum traces".split()
+    ),
+]
+# Digests of earlier code with the same golden curves (tests/train): a change
+# that moves the curves empties this set, and older records become stale.
 SAME_CURVES = frozenset(
     {"9a1a3f475e71e46f", "2b3bb3c1aae2b778", "b2f33e6d86399a12", "86b281569eaa13a0"}
 )
-# The same for the spectra of tests/curvature/test_golden_spectra.py.
+# The same for tests/curvature/test_golden_spectra.py.
 SAME_SPECTRA: frozenset[str] = frozenset()
 _PACKAGE = Path(__file__).parents[1]
 

@@ -21,7 +21,7 @@ from saddlebook.findings import claims, hypotheses, report
 from saddlebook.findings import spectra as curvature
 from saddlebook.findings import spectra_claims as curvature_claims
 from saddlebook.findings import tables as curvature_tables
-from saddlebook.store import Store
+from saddlebook.store import RESULTS, find
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
@@ -30,7 +30,6 @@ OF_HYPOTHESES = (
     "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing", "bn_statistics",
 )  # fmt: skip
 STUDIES = (*OF_HYPOTHESES, "control", "dynamics")
-_FULL_SCALE = ("full_scale", "full_scale_spectra")
 _TAIL = 8  # the paper's example class of CIFAR-10
 _START, _END = "<!-- found -->", "<!-- /found -->"
 
@@ -45,17 +44,13 @@ class Finding(NamedTuple):
 
 
 def present(
-    names: Sequence[str], scale: str = "lite", results: str | Path = report.RESULTS
+    names: Sequence[str], scale: str = "lite", results: str | Path = RESULTS
 ) -> dict[str, list[Record]]:
     """Records of studies that are there, by study."""
-    store = Store(Path(results) / scale)
-    wanted = {name: studies.named(name, scale) for name in names}
-    return {name: list(filter(None, map(store.get, wanted[name]))) for name in names}
+    return {n: find(studies.named(n), results, scale).records for n in names}
 
 
-def findings(
-    scale: str = "lite", results: str | Path = report.RESULTS
-) -> list[Finding]:
+def findings(scale: str = "lite", results: str | Path = RESULTS) -> list[Finding]:
     """Tail accuracy, curvature and its causes, five hypotheses, runs at full scale."""
     found = present(STUDIES, scale, results)
     runs = [record for name in OF_HYPOTHESES for record in found[name]]
@@ -106,10 +101,10 @@ def _hypotheses(runs: Sequence[Record], scale: str) -> Iterator[Finding]:
 
 def _full_scale(results: str | Path) -> Iterator[Finding]:
     """Accuracy, and the ratio of the tail, in the paper's own setting, of few runs."""
-    trained, measured = present(_FULL_SCALE, "full", results).values()
-    if trained:
+    found = present(("table1", "control", "dynamics"), "full", results)
+    if trained := found["table1"] + found["control"]:
         yield from _accuracy(trained)
-    yield from _ratios(measured)
+    yield from _ratios(found["dynamics"])
 
 
 def _accuracy(runs: Sequence[Record]) -> Iterator[Finding]:

@@ -20,12 +20,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from saddlebook import studies
-from saddlebook.book import gather as partial
 from saddlebook.curvature.modes import MODES
 from saddlebook.experiment import Experiment
 
 if TYPE_CHECKING:
-    from saddlebook.book.page import Page
     from saddlebook.record import Record
 
 STAGES = studies.EPOCHS_OF_DYNAMICS
@@ -43,13 +41,6 @@ COLUMNS = (
     "lambda_min_bound", "lambda_max_bound", "nonconvexity", "nonconvexity_bound",
     "slope", "fall", "pull", "item",
 )  # fmt: skip
-
-
-def gather(page: Page) -> list[Record]:
-    """Records with spectra that are there; at ``quick`` the first seed is trained."""
-    if page.scale == "quick":
-        return page.records(studies.dynamics(seeds=(0,)))
-    return partial.gather(page, "dynamics")["dynamics"]
 
 
 def spectra(records: Iterable[Record]) -> pd.DataFrame:
