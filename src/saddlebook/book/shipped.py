@@ -62,7 +62,7 @@ def spectrum(
     rows = ready.labels == class_
     return hessian.spectrum(
         measure.load_model(exp, path),
-        measure.class_loss(exp, ready),
+        measure.class_loss(exp, ready.class_counts),
         data.normalise(ready.images[rows]),
         ready.labels[rows],
         rtol=0.01,

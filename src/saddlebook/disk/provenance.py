@@ -34,8 +34,8 @@ CURVATURE = [
     "measure",
     *(
         f"curvature/{name}"
-        for name in "certify folding hessian lanczos layers problem products published "
-        "recurrence resnet spectrum traces".split()
+        for name in "certify folding hessian lanczos layers modes problem products "
+        "published recurrence resnet spectrum traces".split()
     ),
 ]
 # Digests of earlier code with the same golden curves (tests/train): a change
