@@ -85,6 +85,7 @@ def spectra(
     weights: Mapping[int, Path],
     device: str = "cpu",
     halted: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> list[dict[str, Any]]:
     """Measure everything in the plan.
 
@@ -94,6 +95,7 @@ def spectra(
         weights: Files of exported weights, by epoch.
         device: Torch device.
         halted: Asked between measurements.
+        progress: Called with how many are done, of how many, and the next one.
 
     Raises:
         Stopped: When ``halted``; what was measured is kept.
@@ -110,6 +112,7 @@ def spectra(
     for item in wanted:
         if _name(item) in found:
             continue
+        progress(len(found), len(wanted), _name(item))
         if halted():
             count = sum(_name(item) in found for item in wanted)
             raise Stopped(
