@@ -69,7 +69,7 @@ class Progress:
     def _reach(
         self, what: str, run: Experiment, work: float, step: float, told: str
     ) -> None:
-        """Count ``work`` of a run as done; all but ``step`` of it was there at first."""
+        """Count ``work`` of a run as done, all but ``step`` of it from before."""
         key, bar = (what, run.key), self._bar
         assert bar is not None
         if key not in self._parts:
