@@ -13,7 +13,7 @@ results = "results"
 
 # %% tags=["hide-input"]
 from saddlebook import figures
-from saddlebook.book import Page, shipped
+from saddlebook.book import Page, gather, shipped
 from saddlebook.curvature import lanczos
 from saddlebook.figures import density
 from saddlebook.figures import spectra as curvature_figures
@@ -25,7 +25,7 @@ from saddlebook.findings import tables as curvature_tables
 page = Page("ch05_spectra", scale=scale, results=results, device=device)
 
 # %% tags=["hide-input"]
-runs = curvature.gather(page)
+runs = gather.dynamics(page)
 table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
 judged = curvature_claims.judge(table, curvature_claims.saddle_claims())

@@ -14,7 +14,7 @@ results = "results"
 # %% tags=["hide-input"]
 import saddlebook as sb
 from saddlebook import figures
-from saddlebook.book import Page
+from saddlebook.book import Page, gather
 from saddlebook.figures import spectra as through
 from saddlebook.findings import report
 from saddlebook.findings import spectra as curvature
@@ -24,7 +24,7 @@ from saddlebook.findings import tables as curvature_tables
 page = Page("ch06_dynamics", scale=scale, results=results, device=device)
 
 # %% tags=["hide-input"]
-runs = curvature.gather(page)
+runs = gather.dynamics(page)
 table = curvature.spectra(runs)
 printed = curvature.published_dynamics(report.paper("dynamics"))
 judged = curvature_claims.judge(table, curvature_claims.schedule_claims())

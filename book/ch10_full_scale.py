@@ -14,8 +14,7 @@ results = "results"
 # %% tags=["hide-input"]
 import saddlebook as sb
 from saddlebook import figures
-from saddlebook.book import Page, shipped
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather, shipped
 from saddlebook.figures import density
 from saddlebook.figures import spectra as curvature_figures
 from saddlebook.findings import report
@@ -26,7 +25,7 @@ from saddlebook.findings import tables as curvature_tables
 page = Page("ch10_full_scale", scale=scale, results=results, device=device)
 
 # %% tags=["hide-input"]
-found = partial.gather(page, "table1", "control", "dynamics", scale="full")
+found = gather.gather(page, "table1", "control", "dynamics", scale="full")
 trained, measured = found["table1"] + found["control"], found["dynamics"]
 table = curvature.spectra(measured)
 last = curvature.pick(table, stage=curvature.LAST)

@@ -13,8 +13,7 @@ results = "results"
 
 # %% tags=["hide-input"]
 from saddlebook import data, figures
-from saddlebook.book import Page
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather
 from saddlebook.curvature import published
 from saddlebook.figures import spectra as curvature_figures
 from saddlebook.findings import report
@@ -28,8 +27,8 @@ page = Page(
 )
 
 # %% tags=["hide-input"]
-runs = curvature.gather(page)
-others = partial.gather(page, "table1", "bn_statistics")
+runs = gather.dynamics(page)
+others = gather.gather(page, "table1", "bn_statistics")
 table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
 judged = curvature_claims.judge(table, curvature_claims.cause_claims())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from saddlebook.errors import one_of
@@ -265,3 +266,27 @@ def named(
     study = STUDIES[one_of("study", name, STUDIES)]
     full = study(seeds=seeds) if seeds is not None else study()
     return list(dict.fromkeys(at_scale(e, scale) for e in full))
+
+
+def command(study: str, scale: str) -> str:
+    """The command that makes the records of a study."""
+    return f"python -m saddlebook run {study} --scale {scale}"
+
+
+def commands(experiments: Sequence[Experiment]) -> list[str]:
+    """Commands that make the records of ``experiments``, of one scale; few of them."""
+    left, found = set(experiments), []
+    while left:
+        scale = next(iter(left)).scale
+        covers = {name: left & _members(name, scale) for name in STUDIES}
+        name = max(covers, key=lambda name: len(covers[name]))
+        if not covers[name]:
+            break
+        found.append(command(name, scale))
+        left -= covers[name]
+    return found
+
+
+@cache
+def _members(study: str, scale: str) -> frozenset[Experiment]:
+    return frozenset(named(study, scale))

@@ -149,10 +149,8 @@ def test_a_parquet_row_without_an_image_is_named(tmp_path, image):
         load(tmp_path)
 
 
-def test_a_full_copy_with_one_pixel_changed_is_refused(data_root, tmp_path):
-    if data_root is None:
-        return
-    cifar = data.load("cifar10", data_root)
+def test_a_full_copy_with_one_pixel_changed_is_refused(cifar_root, tmp_path):
+    cifar = data.load("cifar10", cifar_root)
     order = np.random.default_rng(0).permutation(50_000)
     train = cifar.train_images.numpy()[order], cifar.train_labels.numpy()[order]
     test = cifar.test_images.numpy(), cifar.test_labels.numpy()

@@ -107,7 +107,8 @@ def test_training_shows_every_run_and_their_mean(runs):
     table = report.through_training(runs)
     ax = figures.through_training(table, ["CE+DRW", "CE+DRW+SAM"], "tail")
     assert len(ax.lines) == 2 * (5 + 1) + 1  # and where re-weighting starts
-    assert ax.lines[5].get_ydata()[-1] == pytest.approx(np.mean(TAILS["CE+DRW"]))
+    ends = [line.get_ydata()[-1] for line in ax.lines]
+    assert np.isclose(ends, np.mean(TAILS["CE+DRW"])).sum() == 1
     assert ax.lines[-1].get_xdata()[0] == 120
     assert ax.get_ylabel() == "tail test accuracy (%)"
 

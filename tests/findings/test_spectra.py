@@ -4,7 +4,6 @@ import itertools
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from records import record
@@ -16,7 +15,6 @@ from saddlebook.findings import report
 from saddlebook.findings import spectra as curvature
 from saddlebook.findings import spectra_claims as curvature_claims
 from saddlebook.findings import tables as curvature_tables
-from saddlebook.findings.spectra import LAST
 from saddlebook.findings.spectra_claims import Cell, Claim
 from saddlebook.theory import oddities
 
@@ -252,7 +250,6 @@ def test_several_runs_stand_as_mean_and_range():
     table = curvature.spectra(records)
     assert curvature_tables.text(table, "lambda_min") == "-2 (-3 to -1)"
     assert curvature.pick(table, label=-2)["label"].unique().tolist() == [8]
-    assert curvature.LAST == LAST == 200
 
 
 def test_ratios_stand_a_row_a_class_and_a_column_a_method_and_measurement():
@@ -303,10 +300,3 @@ def test_shipped_networks_are_small_whole_and_said_to_be_missing_elsewhere(tmp_p
         assert all(torch.isfinite(p).all() for p in model.parameters())
     assert "weights" in shipped.spectrum(9, results=tmp_path)
     assert "SADDLEBOOK_DATA" in shipped.spectrum(9, root=str(tmp_path))
-
-
-def test_pandas_sees_one_row_a_spectrum():
-    table = curvature.spectra([run("sgd", 0, item(), released())])
-    assert isinstance(table, pd.DataFrame)
-    assert len(table) == 2
-    assert list(table.columns) == list(curvature.COLUMNS)

@@ -7,7 +7,6 @@ not, with the command, instead of failing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 from saddlebook import studies
@@ -41,6 +40,13 @@ def gather(
     return {name: some.records for name, some in found.items()}
 
 
+def dynamics(page: Page) -> list[Record]:
+    """Records with spectra that are there; at ``quick`` the first seed is trained."""
+    if page.scale == "quick":
+        return page.records(studies.dynamics(seeds=(0,)))
+    return gather(page, "dynamics")["dynamics"]
+
+
 def _smoke(page: Page, experiments: Sequence[Experiment]) -> list[Record]:
     """Records of seed 0, trained now; none of a study that measures spectra."""
     chosen = [exp for exp in experiments if exp.seed == 0 and not exp.spectra_at]
@@ -52,34 +58,10 @@ def _tell(found: Mapping[str, Found]) -> None:
 
     parts = [
         f"- {len(records)} of {len(records) + len(missing)} runs of `{name}` are here; "
-        f"the rest: `{command(name, scale)}`"
+        f"the rest: `{studies.command(name, scale)}`"
         for name, (scale, records, missing) in found.items()
         if missing
     ]
     if parts:
         text = "\n".join(["**Not all is run yet.**", "", *parts])
         display({"text/markdown": text, "text/plain": text}, raw=True)
-
-
-def command(study: str, scale: str) -> str:
-    """The command that makes the records of a study."""
-    return f"python -m saddlebook run {study} --scale {scale}"
-
-
-def commands(experiments: Sequence[Experiment]) -> list[str]:
-    """Commands that make the records of ``experiments``, of one scale; few of them."""
-    left, found = set(experiments), []
-    while left:
-        scale = next(iter(left)).scale
-        covers = {name: left & _members(name, scale) for name in studies.STUDIES}
-        name = max(covers, key=lambda name: len(covers[name]))
-        if not covers[name]:
-            break
-        found.append(command(name, scale))
-        left -= covers[name]
-    return found
-
-
-@cache
-def _members(study: str, scale: str) -> frozenset[Experiment]:
-    return frozenset(studies.named(study, scale))

@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from saddlebook.book import gather as partial
+from saddlebook import studies
 from saddlebook.experiment import SCALES, Experiment, at_scale
 from saddlebook.findings import inference
 from saddlebook.record import Record
@@ -129,7 +129,7 @@ def _row(hypothesis: Hypothesis, runs: Runs, scale: str) -> dict[str, Any]:
         "missing": len(missing),
     }
     if missing:
-        note = f"{len(missing)} runs missing: " + "; ".join(partial.commands(missing))
+        note = f"{len(missing)} runs missing: " + "; ".join(studies.commands(missing))
         return row | {"p": math.nan, "p_against": math.nan, "note": note}
     tests = [
         [_p_values(c, tuple(_values(c, runs, scale).values())) for c in parts]

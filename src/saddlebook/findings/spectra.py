@@ -21,13 +21,11 @@ import pandas as pd
 import torch
 
 from saddlebook import studies
-from saddlebook.book import gather as partial
 from saddlebook.curvature.published import RELEASED
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.experiment import Experiment
 
 if TYPE_CHECKING:
-    from saddlebook.book.page import Page
     from saddlebook.record import Record
 
 STAGES = studies.EPOCHS_OF_DYNAMICS
@@ -45,13 +43,6 @@ COLUMNS = (
     "lambda_min_bound", "lambda_max_bound", "nonconvexity", "nonconvexity_bound",
     "slope", "fall", "pull", "item",
 )  # fmt: skip
-
-
-def gather(page: Page) -> list[Record]:
-    """Records with spectra that are there; at ``quick`` the first seed is trained."""
-    if page.scale == "quick":
-        return page.records(studies.dynamics(seeds=(0,)))
-    return partial.gather(page, "dynamics")["dynamics"]
 
 
 def spectra(records: Iterable[Record]) -> pd.DataFrame:

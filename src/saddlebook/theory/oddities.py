@@ -25,14 +25,14 @@ def mean_weight(class_counts: Sequence[int], beta: float = 0.9999) -> float:
     The released loss divides by the summed weights of the batch, not by its size, so
     re-weighting multiplies the gradient by about the inverse of this.
     """
-    weights = losses.class_weights(class_counts, beta).double()
+    weights = losses.class_weights(class_counts, beta, torch.float64)
     counts = torch.tensor(class_counts, dtype=torch.float64)
     return float(weights @ counts / counts.sum())
 
 
 def class_shares(class_counts: Sequence[int], beta: float = 0.9999) -> Tensor:
     """Share of each class in the summed weights. [C]"""
-    weights = losses.class_weights(class_counts, beta).double()
+    weights = losses.class_weights(class_counts, beta, torch.float64)
     shares = weights * torch.tensor(class_counts, dtype=torch.float64)
     return shares / shares.sum()
 

@@ -69,7 +69,9 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.epoch, self.seconds, self.resumes = 0, 0.0, 0
         self._saved_at, self._saved_epoch = time.monotonic(), 0
-        self._weights = losses.class_weights(task.class_counts, experiment.beta)
+        self._weights = losses.class_weights(
+            task.class_counts, experiment.beta, torch.float64
+        )
         self._resume()
         self._good = self._copy()
 
