@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from saddlebook import __version__, runner, studies
+from saddlebook import __version__, runner, studies, workers
 from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command import spectra
 from saddlebook.errors import (
@@ -142,49 +141,42 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
 
 def _run(options: argparse.Namespace) -> int:
     chosen = _experiments(options)
-    runner.check_device(options.device)
-    if options.workers > 1:
-        return _in_parallel(options.workers)
-    torch.set_num_threads(max(1, options.threads))
-    # denormal numbers make small gradients many times slower on the CPU
-    torch.set_flush_denormal(True)
+    crew = workers.devices(options.device, options.workers)
     store = Store(Path(options.results) / options.scale)
-    epochs = sum(e.epochs for e in store.missing(chosen))
-    progress = runner.Progress(epochs, show=not options.quiet)
+    missing = store.missing(chosen)
+    progress = runner.Progress.over(missing, show=not options.quiet and bool(missing))
+    places = {"results": options.results, "data_root": options.data}
+    places |= {"work": options.work, "group": options.group, "watcher": progress}
     with progress.signals():
         try:
-            runner.run_all(
-                chosen,
-                data_root=options.data,
-                device=options.device,
-                work=options.work,
-                results=options.results,
-                watcher=progress,
-                group=options.group,
-                note=lambda line: print(line, file=sys.stderr),
-            )
+            if len(crew) > 1:
+                workers.share(
+                    chosen, crew, note=_note, threads=options.threads, **places
+                )
+            else:
+                _run_here(chosen, crew[0], options.threads, places)
         finally:
             progress.close()
-            torch.set_flush_denormal(False)
             if progress.signal == signal.SIGINT:
                 raise KeyboardInterrupt
     print(f"{len(chosen)} records of {options.study} are in {store.path}")
     return 0
 
 
-def _in_parallel(workers: int) -> int:
-    """The same command several times; locks share the runs out among them."""
-    arguments = sys.argv[1:]
-    arguments[arguments.index("--workers") + 1] = "1"
-    command = [sys.executable, "-m", "saddlebook", *arguments]
-    children = [subprocess.Popen(command) for _ in range(workers)]
+def _run_here(
+    chosen: list[Experiment], device: str, threads: int, places: dict[str, Any]
+) -> None:
+    torch.set_num_threads(max(1, threads))
+    # denormal numbers make small gradients many times slower on the CPU
+    torch.set_flush_denormal(True)
     try:
-        codes = [child.wait() for child in children]
-    except KeyboardInterrupt:
-        codes = [child.wait() for child in children]
-        raise
-    # a worker that finds all that is left taken ends with 8; the others finish it
-    return max((code for code in codes if code != 8), default=8)
+        runner.run_all(chosen, device=device, note=_note, **places)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _status(options: argparse.Namespace) -> int:
