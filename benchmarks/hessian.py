@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from saddlebook import data, models
-from saddlebook.hessian import spectrum
-from saddlebook.problem import Problem
-from saddlebook.products import Product
-from saddlebook.resnet_product import ResNetProduct
+from saddlebook.curvature.hessian import spectrum
+from saddlebook.curvature.problem import Problem
+from saddlebook.curvature.products import Product
+from saddlebook.curvature.resnet import ResNetProduct
 
 PEERS = ("pyhessian", "curvlinops-for-pytorch", "hessian-eigenthings")
 LOSS = nn.CrossEntropyLoss()

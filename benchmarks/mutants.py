@@ -90,10 +90,10 @@ MISTAKES = [
             "+ _rows(new) * slope", "", "test_hessian dense_hessian"),
     Mistake("running mean forgotten for γ", "folding", "- bias * self.mean)", ")",
             "test_hessian dense_hessian"),
-    Mistake("shortcut's gradient dropped", "resnet_product",
+    Mistake("shortcut's gradient dropped", "resnet",
             "add_shortcut_gradient(delta, joint, self.blocks[number])", "pass",
             "test_hessian dense_hessian"),
-    Mistake("slopes of the first images reused", "resnet_product",
+    Mistake("slopes of the first images reused", "resnet",
             "other._slopes = None\n", "pass\n", "test_hessian other_images"),
     Mistake("cosine heads take the exact trace", "traces",
             "return len(mapped) == len(set(mapped)) and all(",
@@ -154,7 +154,7 @@ def caught(mistake: Mistake) -> str:
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "saddlebook"
         shutil.copytree(ROOT / "src" / "saddlebook", package)
-        file = package / f"{mistake.module}.py"
+        file = package / "curvature" / f"{mistake.module}.py"
         text = file.read_text()
         if text.count(mistake.right) != 1:
             return "STALE"
@@ -165,7 +165,7 @@ def caught(mistake: Mistake) -> str:
 def green(folder: str, tests: str) -> bool:
     file, _, expression = tests.partition(" ")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
-               str(ROOT / "tests" / f"{file}.py"), "-k", expression]  # fmt: skip
+               str(ROOT / f"tests/curvature/{file}.py"), "-k", expression]  # fmt: skip
     env = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     if run.returncode not in (0, 1):  # 1: a test failed; else none ran or a crash

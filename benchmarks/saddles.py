@@ -14,8 +14,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from saddlebook.landscapes import Rule, saddle, walk
-from saddlebook.widgets import asset, saddle_explorer
+from saddlebook.figures.widgets import asset, saddle_explorer
+from saddlebook.theory.landscapes import Rule, saddle, walk
 
 RULES = {
     "SGD": Rule(0.01),

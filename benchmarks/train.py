@@ -40,12 +40,12 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from saddlebook import data, models, studies
-from saddlebook.augmentation import MEAN, STD
-from saddlebook.engine import Hyper
+from saddlebook.data.augmentation import MEAN, STD
 from saddlebook.errors import Stopped
 from saddlebook.experiment import Experiment, at_scale
-from saddlebook.task import Task, build_replica, prepare
 from saddlebook.train import train
+from saddlebook.train.engine import Hyper
+from saddlebook.train.task import Task, build_replica, prepare
 
 Seconds = np.ndarray[Any, Any]  # CPU, wall. [2]
 

@@ -14,8 +14,9 @@ results = "results"
 # %% tags=["hide-input"]
 import numpy as np
 import pandas as pd
-from saddlebook import claims, data, figures, inference, report, studies
+from saddlebook import data, figures, studies
 from saddlebook.book import Page
+from saddlebook.findings import claims, inference, report
 
 # %% tags=["hide-input"]
 page = Page("ch01_long_tails", scale=scale, results=results, device=device)

@@ -14,8 +14,9 @@ results = "results"
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from saddlebook import claims, figures, losses, report, studies
+from saddlebook import figures, losses, studies
 from saddlebook.book import Page
+from saddlebook.findings import claims, report
 
 # %% tags=["hide-input"]
 page = Page("ch02_losses", scale=scale, results=results, device=device)

@@ -13,8 +13,10 @@ results = "results"
 
 # %% tags=["hide-input"]
 import saddlebook as sb
-from saddlebook import escapes, inference, landscapes, portraits
 from saddlebook.book import Page
+from saddlebook.figures import portraits
+from saddlebook.findings import inference
+from saddlebook.theory import escapes, landscapes
 
 page = Page("ch03_saddles", scale=scale, results=results, device=device)
 same, used = escapes.moments(), escapes.moments(normalised=True)

@@ -12,16 +12,12 @@ device = "cpu"
 results = "results"
 
 # %% tags=["hide-input"]
-from saddlebook import (
-    figures,
-    inference,
-    known,
-    known_figures,
-    lanczos,
-    published,
-    recurrence,
-)
+from saddlebook import figures
 from saddlebook.book import Page
+from saddlebook.curvature import lanczos, published, recurrence
+from saddlebook.figures import known as known_figures
+from saddlebook.findings import inference
+from saddlebook.theory import known
 
 page = Page("ch04_lanczos", scale=scale, results=results, device=device)
 

@@ -12,23 +12,20 @@ device = "cpu"
 results = "results"
 
 # %% tags=["hide-input"]
-from saddlebook import (
-    curvature,
-    curvature_claims,
-    curvature_figures,
-    curvature_tables,
-    figures,
-    lanczos,
-    report,
-    shipped,
-)
-from saddlebook import curvature_density as density
-from saddlebook.book import Page
+from saddlebook import figures
+from saddlebook.book import Page, gather, shipped
+from saddlebook.curvature import lanczos
+from saddlebook.figures import density
+from saddlebook.figures import spectra as curvature_figures
+from saddlebook.findings import report
+from saddlebook.findings import spectra as curvature
+from saddlebook.findings import spectra_claims as curvature_claims
+from saddlebook.findings import tables as curvature_tables
 
 page = Page("ch05_spectra", scale=scale, results=results, device=device)
 
 # %% tags=["hide-input"]
-runs = curvature.gather(page)
+runs = gather.dynamics(page)
 table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
 judged = curvature_claims.judge(table, curvature_claims.saddle_claims())

@@ -13,20 +13,18 @@ results = "results"
 
 # %% tags=["hide-input"]
 import saddlebook as sb
-from saddlebook import (
-    curvature,
-    curvature_claims,
-    curvature_tables,
-    figures,
-    report,
-)
-from saddlebook import curvature_figures as through
-from saddlebook.book import Page
+from saddlebook import figures
+from saddlebook.book import Page, gather
+from saddlebook.figures import spectra as through
+from saddlebook.findings import report
+from saddlebook.findings import spectra as curvature
+from saddlebook.findings import spectra_claims as curvature_claims
+from saddlebook.findings import tables as curvature_tables
 
 page = Page("ch06_dynamics", scale=scale, results=results, device=device)
 
 # %% tags=["hide-input"]
-runs = curvature.gather(page)
+runs = gather.dynamics(page)
 table = curvature.spectra(runs)
 printed = curvature.published_dynamics(report.paper("dynamics"))
 judged = curvature_claims.judge(table, curvature_claims.schedule_claims())

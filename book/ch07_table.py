@@ -14,8 +14,10 @@ results = "results"
 # %% tags=["hide-input"]
 import numpy as np
 import pandas as pd
-from saddlebook import claims, figures, optim, report, saddles
+from saddlebook import figures, optim
 from saddlebook.book import Page
+from saddlebook.findings import claims, report
+from saddlebook.theory import saddles
 
 # %% tags=["hide-input"]
 page = Page("ch07_table", scale=scale, results=results, device=device)

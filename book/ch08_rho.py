@@ -11,20 +11,16 @@ device = "cpu"
 results = "results"
 
 # %% tags=["hide-input"]
-from saddlebook import (
-    engine,
-    figures,
-    hypotheses,
-    live,
-    partial,
-    report,
-    sweeps,
-)
-from saddlebook.book import Page
+from saddlebook import figures
+from saddlebook.book import Page, gather
+from saddlebook.book import panel as live
+from saddlebook.figures import sweeps
+from saddlebook.findings import hypotheses, report
+from saddlebook.train import engine
 
 # %% tags=["hide-input"]
 page = Page("ch08_rho", scale=scale, results=results, device=device)
-found = partial.gather(page, "rho_ablation", "curvature")
+found = gather.gather(page, "rho_ablation", "curvature")
 records = found["rho_ablation"]
 judged = hypotheses.judge(records, scale)
 printed = report.paper("rho")

@@ -13,21 +13,16 @@ results = "results"
 # %% tags=["hide-input"]
 import numpy as np
 import pandas as pd
-from saddlebook import (
-    engine,
-    figures,
-    hypotheses,
-    landscapes,
-    partial,
-    report,
-    rivals,
-    sweeps,
-)
-from saddlebook.book import Page
+from saddlebook import figures
+from saddlebook.book import Page, gather
+from saddlebook.figures import rivals, sweeps
+from saddlebook.findings import hypotheses, report
+from saddlebook.theory import landscapes
+from saddlebook.train import engine
 
 # %% tags=["hide-input"]
 page = Page("ch09_rivals", scale=scale, results=results, device=device)
-found = partial.gather(
+found = gather.gather(
     page, "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing",
     "bn_statistics", "optimizers",
 )  # fmt: skip

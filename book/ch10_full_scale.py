@@ -13,26 +13,20 @@ results = "results"
 
 # %% tags=["hide-input"]
 import saddlebook as sb
-from saddlebook import (
-    curvature,
-    curvature_claims,
-    curvature_figures,
-    curvature_tables,
-    figures,
-    partial,
-    report,
-    shipped,
-)
-from saddlebook import curvature_density as density
-from saddlebook.book import Page
+from saddlebook import figures
+from saddlebook.book import Page, gather, shipped
+from saddlebook.figures import density
+from saddlebook.figures import spectra as curvature_figures
+from saddlebook.findings import report
+from saddlebook.findings import spectra as curvature
+from saddlebook.findings import spectra_claims as curvature_claims
+from saddlebook.findings import tables as curvature_tables
 
 page = Page("ch10_full_scale", scale=scale, results=results, device=device)
 
 # %% tags=["hide-input"]
-found = partial.gather(
-    page, "full_scale", "full_scale_spectra", scale="full"
-)
-trained, measured = found["full_scale"], found["full_scale_spectra"]
+found = gather.gather(page, "table1", "control", "dynamics", scale="full")
+trained, measured = found["table1"] + found["control"], found["dynamics"]
 table = curvature.spectra(measured)
 last = curvature.pick(table, stage=curvature.LAST)
 listed = (
@@ -209,7 +203,7 @@ page.verdict(
 #
 # 1. In the browser step class 8 from epoch 160 to 200. Which end moves, and by how much
 #    did its loss fall?
-# 2. Run `python -m saddlebook run full_scale --scale full --seeds 1` in the background
+# 2. Run `python -m saddlebook run dynamics --scale full --seeds 1` in the background
 #    for an afternoon; this page takes its record in.
 
 # %% tags=["remove-input"]

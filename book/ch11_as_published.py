@@ -12,27 +12,23 @@ device = "cpu"
 results = "results"
 
 # %% tags=["hide-input"]
-from saddlebook import (
-    curvature,
-    curvature_claims,
-    curvature_figures,
-    curvature_tables,
-    data,
-    figures,
-    oddities,
-    partial,
-    published,
-    report,
-)
-from saddlebook.book import Page
+from saddlebook import data, figures
+from saddlebook.book import Page, gather
+from saddlebook.curvature import published
+from saddlebook.figures import spectra as curvature_figures
+from saddlebook.findings import report
+from saddlebook.findings import spectra as curvature
+from saddlebook.findings import spectra_claims as curvature_claims
+from saddlebook.findings import tables as curvature_tables
+from saddlebook.theory import oddities
 
 page = Page(
     "ch11_as_published", scale=scale, results=results, device=device
 )
 
 # %% tags=["hide-input"]
-runs = curvature.gather(page)
-others = partial.gather(page, "table1", "bn_statistics")
+runs = gather.dynamics(page)
+others = gather.gather(page, "table1", "bn_statistics")
 table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
 judged = curvature_claims.judge(table, curvature_claims.cause_claims())

@@ -13,9 +13,10 @@ results = "results"
 
 # %% tags=["hide-input"]
 import pandas as pd
-from saddlebook import experiment, report, runner
+from saddlebook import experiment, runner
 from saddlebook.book import Page
 from saddlebook.experiment import Experiment, at_scale
+from saddlebook.findings import report
 
 page = Page(
     "ch12_run_it_yourself", scale=scale, results=results, device=device

@@ -14,17 +14,12 @@ results = "results"
 
 # %% tags=["hide-input"]
 import pandas as pd
-from saddlebook import (
-    claims,
-    curvature,
-    curvature_claims,
-    figures,
-    findings,
-    hypotheses,
-    partial,
-    report,
-)
-from saddlebook.book import Page
+from saddlebook import figures
+from saddlebook.book import Page, gather
+from saddlebook.findings import claims, hypotheses, report
+from saddlebook.findings import readme as findings
+from saddlebook.findings import spectra as curvature
+from saddlebook.findings import spectra_claims as curvature_claims
 
 page = Page("intro", scale=scale, results=results, device=device)
 
@@ -95,7 +90,7 @@ figures.show(
 # {doc}`ch10_full_scale` repeats both in the paper's own setting, with few runs.
 
 # %% tags=["hide-input"]
-spectra = curvature.spectra(curvature.gather(page))
+spectra = curvature.spectra(gather.dynamics(page))
 bends = curvature_claims.judge(
     spectra,
     curvature_claims.saddle_claims() + curvature_claims.cause_claims(),
@@ -114,7 +109,7 @@ page.table(
 # {doc}`ch09_rivals` have the runs.
 
 # %% tags=["hide-input"]
-parts = partial.gather(page, *findings.OF_HYPOTHESES)
+parts = gather.gather(page, *findings.OF_HYPOTHESES)
 runs = [record for some in parts.values() for record in some]
 everything = list({record.key: record for record in runs}.values())
 hypotheses.show(hypotheses.judge(everything, scale))

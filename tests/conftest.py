@@ -40,6 +40,14 @@ def data_root() -> Path | None:
 
 
 @pytest.fixture(scope="session")
+def cifar_root(data_root) -> Path:
+    """Folder with CIFAR; a test that is about its images is skipped without."""
+    if data_root is None:
+        pytest.skip("no CIFAR images here: SADDLEBOOK_DATA names their folder")
+    return data_root
+
+
+@pytest.fixture(scope="session")
 def everyones(tmp_path_factory) -> Path:
     """One folder for all workers of this session."""
     folder = tmp_path_factory.getbasetemp()

@@ -13,8 +13,8 @@ import pyarrow.parquet as parquet
 from PIL import Image
 
 from saddlebook import data
-from saddlebook.batches import RELEASES
-from saddlebook.sources import CLASS_NAMES
+from saddlebook.data.batches import RELEASES
+from saddlebook.data.sources import CLASS_NAMES
 
 PYTHON, BINARY = KINDS = 0, 1
 NAMES = ("cifar10", "cifar100")

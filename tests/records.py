@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from saddlebook import data
+from saddlebook.disk.provenance import Provenance
 from saddlebook.experiment import Experiment
-from saddlebook.provenance import Provenance
 from saddlebook.store import Record
 
 EXPERIMENT = Experiment(reweight="drw", spectra_at=(160, 200))

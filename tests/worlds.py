@@ -2,8 +2,9 @@
 
 import random
 
-from saddlebook import data, hypotheses
+from saddlebook import data
 from saddlebook.experiment import at_scale
+from saddlebook.findings import hypotheses
 from saddlebook.record import _PROVENANCE, Record
 
 NOISE = 0.3  # points, spread of made-up runs

@@ -19,10 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from saddlebook import checkpoint
+from saddlebook.disk import checkpoint
+from saddlebook.disk.files import load_json, write_whole
+from saddlebook.disk.provenance import numerics_digest
 from saddlebook.errors import CorruptError, VerifyError
-from saddlebook.files import load_json, write_whole
-from saddlebook.provenance import numerics_digest
 from saddlebook.record import Record
 from saddlebook.store import Store
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from bundle import install, parts
 
-from saddlebook import checkpoint, runner
+from saddlebook import runner
+from saddlebook.disk import checkpoint
 from saddlebook.errors import CorruptError, SaddlebookError
 from saddlebook.experiment import Experiment
 from saddlebook.store import Store

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saddlebook import data, studies
+from saddlebook.disk.files import sha256, write_whole
 from saddlebook.errors import DataError, SaddlebookError, UsageError
 from saddlebook.experiment import Experiment
-from saddlebook.files import sha256, write_whole
 
 MAX_BYTES = 48 * 2**20  # leaves room for checkpoints among the 64 MiB that travel
 _FORMAT = "saddlebook pack 1"

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from saddlebook import data
-from saddlebook.engine import Hyper
+from saddlebook.data.sources import CLASS_NAMES
+from saddlebook.disk.files import dump_json, write_whole
 from saddlebook.experiment import Experiment
-from saddlebook.files import dump_json, write_whole
-from saddlebook.graphs import CudaGraphs, Lane, SideBySide, arithmetic
-from saddlebook.sources import CLASS_NAMES
-from saddlebook.task import build_replica, normalised, prepare
+from saddlebook.train.engine import Hyper
+from saddlebook.train.graphs import CudaGraphs, Lane, SideBySide, arithmetic
+from saddlebook.train.task import build_replica, normalised, prepare
 
 # Counted for one pass of ResNet-32 over 128 images, each tensor once in each direction,
 # batch norm and ReLU fused into the convolutions

@@ -22,9 +22,9 @@ import torch
 from bundle import Bundle, Unit, install, networks, parts, run_unit
 
 from saddlebook import runner
+from saddlebook.disk.files import dump_json, load_json
 from saddlebook.errors import DataError, SaddlebookError
 from saddlebook.experiment import Experiment
-from saddlebook.files import dump_json, load_json
 from saddlebook.store import Store
 
 

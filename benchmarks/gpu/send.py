@@ -23,11 +23,12 @@ from pathlib import Path
 import pack
 from bundle import Bundle, Unit, networks, run_unit
 
-from saddlebook import checkpoint, runner, studies
+from saddlebook import runner, studies
+from saddlebook.disk import checkpoint
+from saddlebook.disk.files import dump_json, write_whole
+from saddlebook.disk.provenance import numerics_digest
 from saddlebook.errors import SaddlebookError, UsageError, one_of
 from saddlebook.experiment import SCALES, Experiment
-from saddlebook.files import dump_json, write_whole
-from saddlebook.provenance import numerics_digest
 from saddlebook.store import Store
 
 TRAVELS = 56 * 2**20  # of 64 MiB; the checkout takes the rest

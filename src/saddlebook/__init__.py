@@ -14,6 +14,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# Public name: the module that defines it
 _NAMES = {
     "Experiment": "experiment",
     "at_scale": "experiment",
@@ -21,15 +22,20 @@ _NAMES = {
     "run_all": "runner",
     "Record": "record",
     "Store": "store",
+    "RESULTS": "store",
     "SAM": "optim",
-    "Spectrum": "spectrum",
-    "class_spectra": "hessian",
+    "Spectrum": "curvature.spectrum",
+    "class_spectra": "curvature.hessian",
 }
-_MODULES = (
-    "data", "models", "losses", "optim", "train", "lanczos", "hessian", "saddles",
-    "experiment", "studies", "runner", "record", "store", "report", "figures",
-    "widgets", "book", "errors",
-)  # fmt: skip
+# Public module: where it lies
+_MODULES = {
+    name.rpartition(".")[2]: name
+    for name in (
+        "errors", "experiment", "losses", "models", "optim", "studies", "record",
+        "store", "runner", "data", "train", "curvature.lanczos", "curvature.hessian",
+        "theory.saddles", "findings.report", "figures", "figures.widgets", "book",
+    )
+}  # fmt: skip
 __all__ = ["__version__", *_MODULES, *_NAMES]
 
 
@@ -37,7 +43,7 @@ def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(import_module(f"saddlebook.{_NAMES[name]}"), name)
     if name in _MODULES:
-        return import_module(f"saddlebook.{name}")
+        return import_module(f"saddlebook.{_MODULES[name]}")
     raise AttributeError(f"module 'saddlebook' has no attribute {name!r}")
 
 

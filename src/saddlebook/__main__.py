@@ -1,4 +1,9 @@
-"""The command line: ``python -m saddlebook run|status|verify|book|spectra``."""
+"""The command line: ``python -m saddlebook run|status|verify|book|spectra``.
+
+exit codes: 0 ok · 2 usage · 3 data · 4 checkpoint or record corrupt · 5 numerical ·
+6 environment · 7 disk or memory · 8 locked · 9 verification failed · 75 stopped and
+resumable · 130 interrupted
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from saddlebook import runner, spectra, spectra_sheet, studies
+from saddlebook import __version__, runner, studies
+from saddlebook.command import sheet as spectra_sheet
+from saddlebook.command import spectra
 from saddlebook.errors import (
     CorruptError,
     SaddlebookError,
@@ -36,16 +43,19 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors are one line on stderr, the return value is the exit code.
 
-    0 ok · 2 usage · 3 data · 4 checkpoint or record corrupt · 5 numerical · 6
-    environment · 7 disk or memory · 8 locked · 9 verification failed · 75 stopped and
-    resumable · 130 interrupted.
+    What each code means stands at the top of this file and in ``--help``.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         if arguments and not arguments[0].startswith("-"):
             one_of("command", arguments[0], _COMMANDS)
         options = _parser().parse_args(arguments)
-        return int(options.command(options) or 0)
+        code = int(options.command(options) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # ``| head``: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except SaddlebookError as error:
         if os.environ.get("SADDLEBOOK_DEBUG"):
             raise
@@ -61,18 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m saddlebook", description=__doc__)
+    summary, codes = str(__doc__).split("\n\n")
+    parser = _Parser("python -m saddlebook", description=summary, epilog=codes)
+    parser.add_argument(
+        "--version", action="version", version=f"saddlebook {__version__}"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = _command(commands, "run", _run, "train what a study lacks; resumable")
     _add_study(run)
     run.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    run.add_argument("--data", default=os.environ.get("SADDLEBOOK_DATA"))
+    run.add_argument(
+        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
+        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
+    )  # fmt: skip
     run.add_argument("--work", default=runner.WORK, help="folder of checkpoints")
     run.add_argument("--threads", type=int, default=1, help="of one run, on the CPU")
     run.add_argument("--workers", type=int, default=1, help="processes on the CPU")
     run.add_argument("--group", type=int, help="runs side by side on one device")
     run.add_argument("--precision", help="instead of the study's: tf32, bf16, ...")
-    run.add_argument("--only", help="methods whose name contains this")
+    run.add_argument("--only", help="methods, such as CE,CE+DRW+SAM")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     status = _command(commands, "status", _status, "records done, missing, stale")
     _add_study(status, optional=True)
@@ -89,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, action: Any, help_: str) -> Any:
-    command = commands.add_parser(name, help=help_)
+    codes = str(__doc__).split("\n\n")[1]
+    command = commands.add_parser(name, help=help_, description=help_, epilog=codes)
     command.set_defaults(command=action)
     return command
 
@@ -114,9 +132,9 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
     names = [options.study] if options.study else list(studies.STUDIES)
     chosen = [e for name in names for e in studies.named(name, options.scale, seeds)]
     if only := getattr(options, "only", None):
-        chosen = [e for e in chosen if only in e.method]
-        if not chosen:
-            raise UsageError(f"no method of {options.study} contains {only!r}")
+        known = dict.fromkeys(e.method for e in chosen)
+        wanted = [one_of("method", name.strip(), known) for name in only.split(",")]
+        chosen = [e for e in chosen if e.method in wanted]
     if precision := getattr(options, "precision", None):
         chosen = [replace(e, precision=precision) for e in chosen]
     return list(dict.fromkeys(chosen))
@@ -184,8 +202,17 @@ def _verify(options: argparse.Namespace) -> int:
     if options.spectra:
         return _verify_spectra(options.spectra)
     stores = [Store(Path(options.results) / scale) for scale in SCALES]
-    counts = [len(store.verify()) for store in stores if store.path.exists()]
-    print(f"{sum(counts)} records verified")
+    records = [record for store in stores for record in store.verify()]
+    if not records:
+        raise VerifyError(
+            f"no records in {options.results}; give the folder that holds "
+            f"{', '.join(SCALES[:-1])} or {SCALES[-1]}"
+        )
+    print(f"{len(records)} records verified")
+    if stale := [record for record in records if record.stale]:
+        print(f"{len(stale)} of them stale: made by code that gives other results")
+    if early := [r for r in records if r.spectra and not r.measured_with]:
+        print(f"spectra of {len(early)} measured before digests of such code were kept")
     return 0
 
 

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saddlebook import checkpoint, hessian, models
+from saddlebook import models
+from saddlebook.curvature import hessian
 from saddlebook.data import Dataset, resize
+from saddlebook.disk import checkpoint
+from saddlebook.disk.files import dump_json, load_json, write_whole
+from saddlebook.disk.provenance import curvature_digest, is_current, numerics_digest
 from saddlebook.errors import Stopped
 from saddlebook.experiment import Experiment
-from saddlebook.files import dump_json, load_json, write_whole
-from saddlebook.task import Task, build_replica, prepare
+from saddlebook.train.task import Task, build_replica, prepare
 
 _STEPS = 100  # as published; the corrected modes stop at the accuracy below
 _RTOL = 0.01
@@ -99,26 +102,59 @@ def spectra(
     if not wanted:
         return []
     file = weights[experiment.spectra_at[-1]].parent / "spectra.json"
-    done = load_json(file) if file.exists() else []
-    found = {_name(item): item for item in done}
     task = prepare(experiment, dataset, device)
+    wanted = [i | {"limit": _limit(experiment, task, i["cut"])} for i in wanted]
+    origins = {epoch: _origin(path) for epoch, path in weights.items()}
+    found = _kept(file, wanted, origins)
     held_out = resize(dataset.test_images, experiment.image_size).to(device)
     for item in wanted:
         if _name(item) in found:
             continue
         if halted():
+            count = sum(_name(item) in found for item in wanted)
             raise Stopped(
-                f"stopped measuring {experiment.slug} after {len(found)} of "
+                f"stopped measuring {experiment.slug} after {count} of "
                 f"{len(wanted)} spectra; the same command continues"
             )
         model = load_model(experiment, weights[item["epoch"]], device)
-        found[_name(item)] = _measured(experiment, task, held_out, model, item)
+        result = _measured(experiment, task, held_out, model, item)
+        found[_name(item)] = result | {"origin": origins[item["epoch"]]}
         write_whole(file, dump_json(list(found.values())))
-    return [found[_name(item)] for item in wanted]
+    done = [found[_name(item)] for item in wanted]
+    return [{k: v for k, v in item.items() if k != "origin"} for item in done]
+
+
+def _origin(weights: Path) -> dict[str, str]:
+    """Digests of what decides a spectrum besides the plan: weights and code."""
+    return {
+        "weights": weights.read_bytes()[:16].decode(errors="replace"),  # their own
+        "numerics": numerics_digest(),
+        "curvature": curvature_digest(),
+    }
+
+
+def _kept(
+    file: Path, wanted: list[dict[str, Any]], origins: Mapping[int, dict[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """Spectra measured before, by name, of these weights and by code that is current.
+
+    Files from before origins were kept name none: this code and the limit of this
+    study are taken to be theirs, and noted, so that the next change of code counts.
+    """
+    found, limits = {}, {_name(i | {"limit": ""}): i["limit"] for i in wanted}
+    for item in load_json(file) if file.exists() else []:
+        if (now := origins.get(item["epoch"])) is None:
+            continue
+        item = {"limit": limits.get(_name(item | {"limit": ""})), "origin": now} | item
+        origin = item["origin"]
+        current = is_current(origin["numerics"], origin["curvature"])
+        if current and origin["weights"] == now["weights"]:
+            found[_name(item)] = item
+    return found
 
 
 def _name(item: Mapping[str, Any]) -> str:
-    return f"{item['epoch']}/{item['class']}/{item['mode']}"
+    return "{epoch}/{class}/{mode}/{limit}".format_map(item)
 
 
 def _measured(
@@ -143,7 +179,7 @@ def _measured(
         steps=_STEPS,
         rtol=_RTOL,
         seed=item["seed"],
-        limit=_limit(experiment, task, item["cut"]),
+        limit=item["limit"],
         quadrature=last and item["mode"] in ("clean", "as_published"),
     )
     return result | {"mode": item["mode"]}

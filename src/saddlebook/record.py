@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from saddlebook import data
+from saddlebook.disk.files import sha256
+from saddlebook.disk.provenance import Provenance, is_current
 from saddlebook.errors import CorruptError, UsageError
 from saddlebook.experiment import Experiment
-from saddlebook.files import sha256
-from saddlebook.provenance import Provenance, is_current
 
 SCHEMA = 1
 MAX_BYTES = 192 * 1024  # room for the hundred spectra of the dynamics figure
@@ -25,7 +25,8 @@ MAX_EPOCHS = 41
 CURVES = ("epoch", "train_loss", "accuracy", "head", "mid", "tail", "lr")
 PER_CLASS = ("class_counts", "last_accuracy", "best_accuracy", "train_loss")
 TIMING = ("seconds", "device", "threads")
-_PROVENANCE = tuple(field.name for field in fields(Provenance))
+# records from before digests of curvature code were kept lack theirs
+_PROVENANCE = tuple(f.name for f in fields(Provenance) if f.name != "curvature")
 
 
 class Accuracy(NamedTuple):
@@ -175,8 +176,17 @@ class Record:
 
     @property
     def stale(self) -> bool:
-        """True if the code that decides a result has changed since."""
-        return not is_current(self.provenance["numerics"])
+        """True if the code that decides curves, or the spectra here, is another now."""
+        curvature = self.measured_with if self.spectra else ""
+        return not is_current(self.provenance["numerics"], curvature)
+
+    @property
+    def measured_with(self) -> str:
+        """Digest of the code that measured the spectra.
+
+        Empty if they were measured before such digests were kept.
+        """
+        return str(self.provenance.get("curvature", ""))
 
     def _grouped(self, name: str) -> Accuracy:
         # every test set here has the same number of images in each class

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from saddlebook import data, measure
+from saddlebook.disk.files import locked
+from saddlebook.disk.provenance import Provenance
 from saddlebook.errors import (
     LockedError,
     MachineError,
@@ -23,13 +25,11 @@ from saddlebook.errors import (
     SaddlebookError,
 )
 from saddlebook.experiment import Experiment
-from saddlebook.files import locked
-from saddlebook.graphs import arithmetic
 from saddlebook.progress import Progress as Progress
-from saddlebook.provenance import Provenance
 from saddlebook.record import Record
 from saddlebook.store import Store
 from saddlebook.train import ALIKE, Outcome, Watcher, train
+from saddlebook.train.graphs import arithmetic
 
 WORK = ".saddlebook"  # checkpoints and exported weights; not kept in git
 _SIDE_BY_SIDE = 12  # a group's checkpoints fit a transfer of 48 MiB

@@ -6,17 +6,66 @@ import fnmatch
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from saddlebook.disk.files import load_json, write_whole
+from saddlebook.disk.provenance import Provenance as Provenance
 from saddlebook.errors import CorruptError, MachineError, UsageError, VerifyError
-from saddlebook.experiment import Experiment
-from saddlebook.files import load_json, write_whole
-from saddlebook.provenance import Provenance as Provenance
+from saddlebook.experiment import Experiment, at_scale
 from saddlebook.record import MAX_BYTES, Record
 from saddlebook.record import Accuracy as Accuracy
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"  # the checkout's, committed
+
+
+class Found(NamedTuple):
+    """What is there of some experiments at one scale.
+
+    Attributes:
+        scale: Where it was found.
+        records: Those that are there, in the order of the experiments.
+        missing: Experiments at ``scale`` without a record.
+    """
+
+    scale: str
+    records: list[Record]
+    missing: list[Experiment]
+
+
+def find(
+    experiments: Iterable[Experiment],
+    results: str | Path = RESULTS,
+    scale: str | None = None,
+) -> Found:
+    """Records of experiments that are there; the only answer to that question.
+
+    Args:
+        experiments: At ``full`` scale, or at ``scale``; repeats count once.
+        results: Folder with one folder of records per scale.
+        scale: Where to look; None: ``full`` where all are there, else ``lite``.
+    """
+    wanted = list(dict.fromkeys(experiments))
+    if scale is None:
+        complete = not Store(Path(results) / "full").missing(wanted)
+        scale = "full" if complete else "lite"
+    mapped = list(dict.fromkeys(at_scale(exp, scale) for exp in wanted))
+    store = Store(Path(results) / scale)
+    missing = store.missing(mapped)
+    return Found(scale, store.records(e for e in mapped if e not in missing), missing)
+
+
+def lacking(
+    path: Path, missing: Sequence[Experiment], there: int, study: str = "STUDY"
+) -> str:
+    """One line: which records a folder lacks, and the command that makes them."""
+    return (
+        f"{path} lacks {len(missing)} of {len(missing) + there} records, first "
+        f"{missing[0].slug}; run: python -m saddlebook run {study} "
+        f"--scale {missing[0].scale}"
+    )
 
 
 class Store:
@@ -59,13 +108,9 @@ class Store:
         if experiments is None:
             return [_read(path) for path in self._files()]
         wanted = list(experiments)
-        missing = self.missing(wanted)
-        if missing:
-            raise UsageError(
-                f"{self.path} lacks {len(missing)} of {len(wanted)} records, first "
-                f"{missing[0].slug}; run: python -m saddlebook run {study} "
-                f"--scale {missing[0].scale}"
-            )
+        if missing := self.missing(wanted):
+            there = len(wanted) - len(missing)
+            raise UsageError(lacking(self.path, missing, there, study))
         return [_read(self._paths(experiment)[0]) for experiment in wanted]
 
     def missing(self, experiments: Iterable[Experiment]) -> list[Experiment]:

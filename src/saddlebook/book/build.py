@@ -1,0 +1,174 @@
+"""From executed chapters to pages: a staged tree, Jupyter Book, warnings fail.
+
+Knows folders; no tensor. The build itself runs no code and no network. How a chapter is
+run is in ``chapters``.
+
+As a Sphinx extension (``setup``) it keeps the pages free of outside scripts.
+"""
+
+from __future__ import annotations
+
+import html.parser
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from saddlebook.book.chapters import (
+    entries,
+    execute_all,
+    sentinel,
+    tidy,
+)
+from saddlebook.disk.files import locked, write_whole
+from saddlebook.errors import UsageError, VerifyError, one_of
+from saddlebook.experiment import SCALES
+
+_SOURCES = ("_config.yml", "_toc.yml")
+
+
+def build(
+    root: str | os.PathLike[str] = ".",
+    *,
+    scale: str = "lite",
+    results: str = "results",
+    device: str = "cpu",
+) -> Path:
+    """Execute all chapters and build the book into ``_build/html``.
+
+    The old pages are replaced only by a whole, checked new book.
+
+    Raises:
+        UsageError: ``quick``, which is never published.
+        VerifyError: A chapter failed, a warning, or a page or figure is missing.
+    """
+    if one_of("scale", scale, SCALES) == "quick":
+        raise UsageError("a quick book is no evidence; build it at lite or full scale")
+    root = Path(root).resolve()
+    with locked(root / "_build" / "book.lock", "the book"):
+        pages = execute_all(root, scale=scale, results=results, device=device)
+        stage = _stage(root, pages, Path(results))
+        made = _sphinx(root, stage)
+        check_pages(made, entries(root))
+        final = root / "_build" / "html"
+        shutil.rmtree(final, ignore_errors=True)
+        made.replace(final)
+    return final
+
+
+def _stage(root: Path, pages: Mapping[str, Any], results: Path) -> Path:
+    """Lay out what Jupyter Book reads: settings, text, executed notebooks, records."""
+    import nbformat
+
+    stage = root / "_build" / "src"
+    shutil.rmtree(stage, ignore_errors=True)
+    shutil.copytree(
+        root / "book", stage / "book", ignore=shutil.ignore_patterns("*.py")
+    )
+    for name in _SOURCES:
+        shutil.copy2(root / name, stage / name)
+    for stem, notebook in pages.items():
+        _copy_records(notebook, root / results, stage / "book/_static/results")
+        text = nbformat.writes(tidy(notebook, stem))
+        write_whole(stage / "book" / f"{stem}.ipynb", text.encode())
+    return stage
+
+
+def _copy_records(notebook: Any, results: Path, target: Path) -> None:
+    """Put the records a page shows beside it, so that its footer's links lead there."""
+    mark = sentinel(notebook.cells[-1].outputs) or {}
+    for slug, scale in mark.get("records", {}).items():
+        source = results / scale / f"{slug}.json"
+        (target / scale).mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target / scale / source.name)
+
+
+def _sphinx(root: Path, stage: Path) -> Path:
+    """Build the staged book; any warning is an error."""
+    target = root / "_build" / "new"
+    shutil.rmtree(target, ignore_errors=True)
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(stage)]
+    command += ["--path-output", str(target), "-n", "-W", "--keep-going", "--all"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    said = done.stdout + done.stderr
+    log = write_whole(root / "_build/book.log", said.encode())
+    if done.returncode:
+        lines = [line for line in said.splitlines() if line.strip()]
+        loud = [line for line in lines if "WARNING" in line or "ERROR" in line]
+        why = "\n".join(loud[:20] or lines[-5:])
+        raise VerifyError(f"the book did not build; log: {log}\n{why}")
+    return target / "_build" / "html"
+
+
+class _Links(html.parser.HTMLParser):
+    """Collects what a page loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+
+    def handle_starttag(
+        self, tag: str, attrs: Iterable[tuple[str, str | None]]
+    ) -> None:
+        values = dict(attrs)
+        if tag in {"script", "img", "iframe", "source"} and values.get("src"):
+            self.loaded.append(str(values["src"]))
+        relation = str(values.get("rel"))
+        if tag == "link" and ("stylesheet" in relation or "preload" in relation):
+            self.loaded.append(str(values.get("href")))
+
+
+def check_pages(folder: Path, entries: Iterable[str]) -> None:
+    """Check that every page is there and loads only whole files that lie beside it.
+
+    Raises:
+        VerifyError: Lists every fault.
+    """
+    faults = []
+    for entry in entries:
+        page = folder / f"{entry}.html"
+        if not page.exists() or page.stat().st_size < 1000:
+            faults.append(f"page {entry} is missing or empty")
+            continue
+        links = _Links()
+        links.feed(page.read_text())
+        faults += [f"{entry}: {why}" for why in _load_faults(page, links.loaded)]
+    if faults:
+        raise VerifyError("\n".join(faults))
+
+
+def _load_faults(page: Path, loaded: Iterable[str]) -> list[str]:
+    faults = []
+    for link in loaded:
+        if re.match(r"(https?:)?//", link):
+            faults.append(f"loads {link} from the network")
+        elif not link.startswith("data:"):
+            file = page.parent / link.split("?")[0].split("#")[0]
+            if not file.is_file() or not file.stat().st_size:
+                faults.append(f"{link} is missing or empty")
+    return faults
+
+
+def _clean(app: Any, pagename: str, template: str, context: Any, doctree: Any) -> None:
+    """Keep the page off the network: each script once, no thebe."""
+    seen, kept = set(), []
+    for script in context.get("script_files", []):
+        name = str(getattr(script, "filename", script) or "")
+        body = getattr(script, "attributes", {}).get("body", "")
+        if "thebe" in name.lower() or "THEBE" in body or (name, body) in seen:
+            continue
+        seen.add((name, body))
+        kept.append(script)
+    context["script_files"] = kept
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("html-page-context", _clean, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

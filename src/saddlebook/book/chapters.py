@@ -1,0 +1,267 @@
+"""From a chapter's source to an executed notebook fit for readers.
+
+Knows notebooks and the kernel that runs them; not how a book is built of them.
+A chapter succeeded if its last cell left the footer's mark and the records named there
+verify; papermill's exit code and metadata say "completed" after a killed kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from saddlebook.book.parameters import check_parameters
+from saddlebook.disk.files import write_whole
+from saddlebook.errors import SaddlebookError, UsageError, VerifyError, one_of
+from saddlebook.experiment import SCALES
+
+# The kernel's own log, not the cells': it warns of a socket that only this machine sees
+_QUIET = ["--IPKernelApp.log_level=CRITICAL"]
+# Absolute paths of any machine, in text that readers get
+MACHINE_PATH = re.compile(r"(?<![\w.])(/(root|home|Users|tmp|work)/[\w.]|[A-Z]:\\\\)")
+
+
+def chapters(root: str | os.PathLike[str] = ".") -> list[Path]:
+    """Chapter sources in the order of ``_toc.yml``.
+
+    Raises:
+        VerifyError: The contents and the files of ``book/`` differ.
+    """
+    root = Path(root)
+    found = [root / f"{entry}.py" for entry in entries(root)]
+    found = [path for path in found if not path.with_suffix(".md").exists()]
+    missing = [path.stem for path in found if not path.exists()]
+    extra = {path.stem for path in (root / "book").glob("*.py")}
+    extra -= {path.stem for path in found}
+    if missing or extra:
+        raise VerifyError(
+            f"_toc.yml and book/ differ: missing {missing}, not listed {sorted(extra)}"
+        )
+    return found
+
+
+def entries(root: Path) -> list[str]:
+    """Pages in the order of ``_toc.yml``, as paths without a suffix."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text())
+    parts = toc.get("parts", [toc])
+    return [toc["root"], *(c["file"] for p in parts for c in p.get("chapters", []))]
+
+
+def read(chapter: Path) -> Any:
+    """Read a percent script as a notebook with a kernel name."""
+    import jupytext
+
+    notebook = jupytext.read(chapter, fmt="py:percent")
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"{chapter.stem}-{index}"
+        cell.metadata.setdefault("tags", [])
+    return notebook
+
+
+def _declared(notebook: Any, name: str) -> str:
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise UsageError(
+            f"{name} has {len(cells)} cells tagged 'parameters'; it needs one"
+        )
+    return str(cells[0].source)
+
+
+def export(
+    chapter: Path, output: Path, parameters: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a chapter as a notebook without outputs, as a reader would download it.
+
+    Raises:
+        UsageError: A parameter that the chapter does not declare.
+    """
+    import nbformat
+    import papermill
+
+    notebook = read(chapter)
+    if parameters:
+        check_parameters(_declared(notebook, chapter.stem), parameters)
+        notebook = papermill.execute_notebook(
+            notebook, None, dict(parameters), prepare_only=True
+        )
+        notebook = tidy(notebook, chapter.stem)
+    return write_whole(output, nbformat.writes(notebook).encode())
+
+
+def execute(
+    chapter: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    root: str | os.PathLike[str] = ".",
+    timeout: int = 600,
+) -> Any:
+    """Run a chapter through papermill and check that it got to its end.
+
+    Args:
+        chapter: Percent script.
+        output: Where papermill keeps the executed copy, of a failed run too.
+        parameters: Checked against the chapter's ``parameters`` cell before anything
+            starts.
+        root: Folder the kernel runs in.
+        timeout: Seconds a cell may take.
+
+    Returns:
+        The executed notebook.
+
+    Raises:
+        UsageError: Unknown or ill-typed parameter.
+        VerifyError: A cell raised, the kernel died, the last cell was not reached, or
+            the records it showed are not there.
+    """
+    import papermill
+
+    notebook = read(chapter)
+    check_parameters(_declared(notebook, chapter.stem), parameters)
+    one_of("scale", parameters.get("scale", "lite"), SCALES)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        done = papermill.execute_notebook(
+            notebook,
+            str(output).replace("{", "{{").replace("}", "}}"),
+            dict(parameters),
+            cwd=str(root),
+            progress_bar=False,
+            execution_timeout=timeout,
+            extra_arguments=_QUIET,
+        )
+    except Exception as error:
+        raise VerifyError(
+            f"chapter {chapter.stem} failed: {_cause(error)}; executed copy: {output}"
+        ) from error
+    _check_finished(done, chapter, output)
+    return done
+
+
+def _cause(error: Exception) -> str:
+    """One line: the exception of the cell, or what became of the kernel."""
+    name, value = getattr(error, "ename", None), getattr(error, "evalue", None)
+    first = str(value if name else error).strip().splitlines() or [""]
+    return f"{name or type(error).__name__}: {first[0]}"
+
+
+def _check_finished(notebook: Any, chapter: Path, output: Path) -> None:
+    mark = sentinel(notebook.cells[-1].get("outputs", []))
+    if mark is None or mark["chapter"] != chapter.stem:
+        raise VerifyError(
+            f"chapter {chapter.stem} stopped before its last cell (page.footer()); "
+            f"executed copy: {output}"
+        )
+
+
+def sentinel(outputs: Sequence[Any]) -> dict[str, Any] | None:
+    """The footer's mark among the outputs of a last cell, or None."""
+    marks = [output.get("metadata", {}).get("saddlebook", {}) for output in outputs]
+    found = [mark for mark in marks if "chapter" in mark]
+    return dict(found[-1]) if found else None
+
+
+def _execute_quietly(arguments: tuple[Any, ...]) -> tuple[Any, str]:
+    """Run in a worker: errors travel as text, so that every chapter is tried."""
+    chapter, output, parameters, root = arguments
+    try:
+        return execute(chapter, output, parameters, root=root), ""
+    except SaddlebookError as error:
+        return None, str(error)
+
+
+def execute_all(
+    root: str | os.PathLike[str] = ".",
+    *,
+    scale: str = "quick",
+    results: str = "results",
+    device: str = "cpu",
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Run every chapter, side by side, each in a process of its own.
+
+    Returns:
+        Executed notebooks by chapter.
+
+    Raises:
+        VerifyError: Names every chapter that failed and why.
+    """
+    root = Path(root).resolve()
+    folder = "_build" if scale == "quick" else results
+    parameters = {"scale": scale, "device": device, "results": folder}
+    todo = chapters(root)
+    jobs = [
+        (path, root / "_build" / "executed" / f"{path.stem}.ipynb", parameters, root)
+        for path in todo
+    ]
+    # spawn: papermill changes the working directory, and forked threads deadlock
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers or os.cpu_count(), context) as pool:
+        running = pool.map(_execute_quietly, jobs)
+        # in a terminal only
+        done = list(tqdm(running, "chapters", len(jobs), disable=None))
+    failures = [error for _, error in done if error]
+    if failures:
+        raise VerifyError("\n".join(failures))
+    return {path.stem: notebook for path, (notebook, _) in zip(todo, done, strict=True)}
+
+
+def tidy(notebook: Any, name: str) -> Any:
+    """Ready an executed notebook for readers.
+
+    Hides the injected parameters, drops widget views that have an HTML twin and all
+    run metadata, and refuses what a page must not hold.
+
+    Raises:
+        VerifyError: Foreign HTML or script, stderr, or a machine's path.
+    """
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"{name}-{index}"  # not random: builds repeat
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        tags = cell.metadata.tags
+        if "injected-parameters" in tags and "remove-cell" not in tags:
+            tags.append("remove-cell")
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if not _is_bare_repr(out)]
+            for output in cell.outputs:
+                _tidy_output(output, name)
+    return notebook
+
+
+def _is_bare_repr(output: Any) -> bool:
+    """``<Axes: …>`` and its like, which a cell's last line leaves behind."""
+    text = str(output.get("data", {}).get("text/plain", ""))
+    alone = output.output_type == "execute_result" and len(output.data) == 1
+    return alone and text.startswith("<") and text.endswith(">")
+
+
+def _tidy_output(output: Any, name: str) -> None:
+    data = output.get("data", {})
+    if "text/html" in data:
+        data.pop("application/vnd.jupyter.widget-view+json", None)
+        ours = "saddlebook" in output.metadata or "afm-static" in data["text/html"]
+        if not ours:
+            raise VerifyError(
+                f"{name} shows HTML that is not the library's; use page.table(frame)"
+            )
+    if "application/javascript" in data or output.get("name") == "stderr":
+        raise VerifyError(f"{name} shows script or stderr: {str(output)[:200]}")
+    shown = [str(value) for kind, value in data.items() if "image" not in kind]
+    found = MACHINE_PATH.search("\n".join([*shown, str(output.get("text", ""))]))
+    if found:
+        raise VerifyError(f"{name} shows a path of this machine: {found[0]}…")

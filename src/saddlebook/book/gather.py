@@ -1,0 +1,67 @@
+"""What is there of a study whose runs are still being made, and what makes the rest.
+
+For chapters whose records arrive one by one: they show what exists and say what does
+not, with the command, instead of failing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from saddlebook import studies
+from saddlebook.experiment import Experiment
+from saddlebook.store import Found, find
+
+if TYPE_CHECKING:
+    from saddlebook.book.page import Page
+    from saddlebook.record import Record
+
+
+def gather(
+    page: Page, *names: str, scale: str | None = None
+) -> dict[str, list[Record]]:
+    """Records of studies that are there, by study; a note on the page for the rest.
+
+    At ``full`` where a study is complete there, else ``lite``, unless ``scale`` says
+    which. At ``quick`` seed 0 is trained, without spectra.
+
+    Args:
+        page: Shows the notes and counts the records in its footer.
+        names: Of ``saddlebook.studies``.
+        scale: Where to look for them; not heeded at ``quick``.
+    """
+    if page.scale == "quick":
+        return {name: _smoke(page, studies.named(name)) for name in names}
+    where = scale or ("full" if page.scale == "full" else None)
+    found = {name: find(studies.named(name), page.results, where) for name in names}
+    _tell(found)
+    page.show_records([r for some in found.values() for r in some.records])
+    return {name: some.records for name, some in found.items()}
+
+
+def dynamics(page: Page) -> list[Record]:
+    """Records with spectra that are there; at ``quick`` the first seed is trained."""
+    if page.scale == "quick":
+        return page.records(studies.dynamics(seeds=(0,)))
+    return gather(page, "dynamics")["dynamics"]
+
+
+def _smoke(page: Page, experiments: Sequence[Experiment]) -> list[Record]:
+    """Records of seed 0, trained now; none of a study that measures spectra."""
+    chosen = [exp for exp in experiments if exp.seed == 0 and not exp.spectra_at]
+    return page.records(chosen) if chosen else []
+
+
+def _tell(found: Mapping[str, Found]) -> None:
+    from IPython.display import display
+
+    parts = [
+        f"- {len(records)} of {len(records) + len(missing)} runs of `{name}` are here; "
+        f"the rest: `{studies.command(name, scale)}`"
+        for name, (scale, records, missing) in found.items()
+        if missing
+    ]
+    if parts:
+        text = "\n".join(["**Not all is run yet.**", "", *parts])
+        display({"text/markdown": text, "text/plain": text}, raw=True)

@@ -1,0 +1,302 @@
+"""What a chapter calls: records, boxes, tables, values in prose, provenance.
+
+Knows IPython's display and the store. A page reads records; only at ``quick`` scale,
+whose runs take a second and carry a banner, does asking for records train.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import inspect
+import math
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saddlebook.book.parameters import check_injected
+from saddlebook.errors import LockedError, UsageError, one_of
+from saddlebook.experiment import SCALES, Experiment, at_scale
+from saddlebook.store import RESULTS, find, lacking
+
+if TYPE_CHECKING:
+    from saddlebook.record import Record
+
+_PATIENCE = 600  # seconds another chapter may take to train the same quick run
+SMOKE = "smoke scale: shows the machinery, is not evidence"
+_SCALE_NOTES = {
+    "full": "the paper's own setting",
+    "lite": "real images, a smaller network and fewer of them: another setting than "
+    "the paper's",
+    "quick": SMOKE,
+}
+
+
+class Page:
+    """One chapter of the book while it runs.
+
+    Args:
+        chapter: File stem of the chapter, such as ``ch07_table``.
+        scale: ``lite`` and ``full`` show committed records, ``quick`` trains tiny ones.
+        results: Folder with one folder of records per scale.
+        device: Where ``quick`` trains: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        UsageError: A parameter that the chapter does not declare, or of another type.
+    """
+
+    def __init__(
+        self,
+        chapter: str,
+        *,
+        scale: str = "lite",
+        results: str = "results",
+        device: str = "cpu",
+    ) -> None:
+        check_injected()
+        one_of("scale", scale, SCALES)
+        one_of("device", str(device).split(":")[0], ("cpu", "cuda"))
+        self.chapter, self.scale, self.device = chapter, scale, str(device)
+        self.results = Path(results) if scale == "quick" else _results(Path(results))
+        self._shown: dict[str, Record] = {}
+        if scale == "quick":
+            _show(f'<p class="sb-banner" role="note">{SMOKE}</p>', SMOKE)
+
+    def source(self, thing: Any, *, docstring: bool = False) -> None:
+        """Show the library's own source of ``thing``, so text and code cannot drift."""
+        text = textwrap.dedent(inspect.getsource(thing)).rstrip()
+        if not docstring:
+            text = _without_docstring(text)
+        where = f"{thing.__module__}.{thing.__qualname__}"
+        shown = f"```python\n{text}\n```\n*Source: `{where}`*"
+        _display({"text/markdown": shown, "text/plain": text})
+
+    def records(
+        self, study: str | Callable[[], Sequence[Experiment]] | Sequence[Experiment]
+    ) -> list[Record]:
+        """Records of a study: ``full`` where all its records exist, else ``lite``.
+
+        Args:
+            study: Name or function of ``saddlebook.studies``, or its experiments at
+                full scale.
+
+        Returns:
+            In the study's order; at ``quick`` of its first three seeds only.
+
+        Raises:
+            UsageError: Records are missing; names the command that makes them.
+        """
+        name, experiments = _named(study)
+        if self.scale == "quick":
+            found = self._train(experiments)
+        else:
+            found = self._read(name, experiments)
+        self.show_records(found)
+        return found
+
+    def show_records(self, found: Sequence[Record]) -> None:
+        """Name records in the footer, and say their number and scales in a line."""
+        self._shown |= {record.key: record for record in found}
+        by_scale = Counter(record.experiment.scale for record in found)
+        for scale, count in by_scale.items():
+            note = f"{count} records at {scale} scale: {_SCALE_NOTES[scale]}."
+            _show(f'<p class="sb-note">{html.escape(note)}</p>', note)
+
+    def _read(self, name: str, experiments: Sequence[Experiment]) -> list[Record]:
+        where = "full" if self.scale == "full" else None
+        scale, found, missing = find(experiments, self.results, where)
+        if missing:
+            told = lacking(self.results / scale, missing, len(found), name)
+            raise UsageError(f"{told}; or run this chapter with train=True")
+        return found
+
+    def _train(self, experiments: Sequence[Experiment]) -> list[Record]:
+        import torch
+
+        from saddlebook import runner
+
+        # Networks of this size train many times faster on one thread than on all
+        torch.set_num_threads(1)
+        seeds = sorted({exp.seed for exp in experiments})[:3]
+        chosen = [at_scale(exp, "quick") for exp in experiments if exp.seed in seeds]
+        give_up = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return runner.run_all(
+                    list(dict.fromkeys(chosen)),
+                    results=self.results,
+                    work=self.results / "quick" / "work",
+                    device=self.device,
+                )
+            except LockedError:  # another chapter has one in hand
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(1)
+
+    def value(self, name: str, x: Any, fmt: str = "") -> None:
+        """Publish a number for the prose: ``{glue:text}`name``` shows it.
+
+        Written in MyST-NB's glue format, without its two seconds of import.
+
+        Raises:
+            UsageError: Not finite, so nothing that prose could quote.
+        """
+        if isinstance(x, float) and not math.isfinite(x):
+            raise UsageError(f"value {name!r} is {x}; prose cannot quote it")
+        _display(
+            {"application/papermill.record/text/plain": repr(format(x, fmt))},
+            scrapbook={"name": name, "mime_prefix": "application/papermill.record/"},
+        )
+
+    def claim(
+        self, paper: str, where: str, ours: str, verdict: Any = "", cost: str = ""
+    ) -> None:
+        """Show the box on top: what the paper says and where, what we find, the cost.
+
+        Args:
+            paper: The claim, in our words.
+            where: Table, figure or section.
+            ours: What the records say; build it from them.
+            verdict: A code such as ``R``, or an object with ``code`` and ``name``.
+            cost: Such as ``50 runs of 80 s on one core``.
+        """
+        rows = {f"The paper ({where})": paper, "Here": ours, "Cost": cost}
+        rows = {name: text for name, text in rows.items() if text}
+        badge = f"<dt>Verdict</dt><dd>{_badge(verdict)}</dd>" if verdict else ""
+        _show(
+            f'<div class="sb-claim"><dl>{_pairs(rows)}{badge}</dl></div>', _lines(rows)
+        )
+
+    def verdict(self, verdict: Any, text: str) -> None:
+        """Show a computed verdict and publish its code as the value ``verdict``."""
+        code = _code(verdict)
+        self.value("verdict", code)
+        _show(
+            f'<p class="sb-verdict">{_badge(verdict)} {html.escape(text)}</p>',
+            f"{code}: {text}",
+        )
+
+    def table(self, frame: Any, caption: str = "") -> None:
+        """Show a pandas table, escaped, with a caption readers and machines can find.
+
+        Raises:
+            UsageError: No rows.
+        """
+        if not len(frame):
+            raise UsageError("the table has no rows; read the records it needs first")
+        if frame.index.nlevels == frame.columns.nlevels == 1:  # one row of headers
+            frame = frame.rename_axis(index=None, columns=frame.index.name)
+        body = frame.to_html(escape=True, border=0, classes="sb-table", na_rep="–")
+        head, rest = body.split(">", 1)
+        title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+        _show(f'<div class="sb-scroll">{head}>{title}{rest}</div>', frame.to_string())
+
+    def footer(self) -> None:
+        """Show provenance, and leave the mark by which the build knows it got here."""
+        rows = provenance(self._shown.values())
+        links = "".join(
+            f'<li><a href="../_static/results/{record.experiment.scale}/'
+            f'{record.experiment.slug}.json">{record.experiment.slug}</a></li>'
+            for record in self._shown.values()
+        )
+        more = f"<details><summary>Records</summary><ul>{links}</ul></details>"
+        more = more if links else ""
+        keys = {r.experiment.slug: r.experiment.scale for r in self._shown.values()}
+        _show(
+            f'<div class="sb-footer"><dl>{_pairs(rows)}</dl>{more}</div>',
+            _lines(rows),
+            chapter=self.chapter,
+            records=keys,
+        )
+
+
+def _results(given: Path) -> Path:
+    """``given``, or the checkout's: a downloaded chapter runs in any folder."""
+    lost = given == Path("results") and not given.is_dir() and RESULTS.is_dir()
+    return RESULTS if lost else given
+
+
+def _named(study: Any) -> tuple[str, list[Experiment]]:
+    """A study's name, for the command that makes its records, and its experiments."""
+    from saddlebook import studies
+
+    if callable(study):
+        study = study.__name__
+    if isinstance(study, str):
+        return study, studies.named(study)
+    if not study:
+        raise UsageError("the study holds no experiment")
+    wanted = set(study)
+    names = (n for n, make in studies.STUDIES.items() if wanted <= set(make()))
+    return next(names, "STUDY"), list(dict.fromkeys(study))
+
+
+def provenance(records: Any) -> dict[str, str]:
+    """What, when, where and how long, over the records a page shows."""
+    records = list(records)
+    now = datetime.now(UTC).date().isoformat()
+    if not records:
+        return {"Records": "none: everything on this page is computed as it renders"}
+    # records of one training, with spectra and without, name its time twice
+    took = {r.experiment.training: float(r.timing["seconds"]) for r in records}
+    started = sorted(str(r.provenance.get("started", ""))[:10] for r in records)
+    return {
+        "Records": f"{len(records)}, scale "
+        + ", ".join(sorted({r.experiment.scale for r in records})),
+        "Measured": f"{started[0]} to {started[-1]}; page rendered {now}",
+        "Commit": _distinct(r.provenance.get("commit") for r in records),
+        "Device": _distinct(r.timing.get("device") for r in records),
+        "Cost": f"{sum(took.values()):,.0f} s of training in all",
+    }
+
+
+def _distinct(values: Any) -> str:
+    return ", ".join(sorted({str(value)[:40] for value in values if value})) or "?"
+
+
+def _without_docstring(text: str) -> str:
+    node = ast.parse(text).body[0]
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef) or not ast.get_docstring(
+        node
+    ):
+        return text
+    doc, lines = node.body[0], text.splitlines()
+    return "\n".join(lines[: doc.lineno - 1] + lines[doc.end_lineno :])
+
+
+def _code(verdict: Any) -> str:
+    return str(getattr(verdict, "code", verdict))
+
+
+def _badge(verdict: Any) -> str:
+    code = _code(verdict)
+    name = str(getattr(verdict, "name", ""))
+    kind = "".join(c for c in code if c.isascii() and c.isalpha()) or "none"
+    label = html.escape(f"{code} · {name}" if name else code)
+    return f'<span class="sb-badge sb-{kind}">{label}</span>'
+
+
+def _pairs(rows: Mapping[str, str]) -> str:
+    return "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>"
+        for name, text in rows.items()
+    )
+
+
+def _lines(rows: Mapping[str, str]) -> str:
+    return "\n".join(f"{name}: {text}" for name, text in rows.items())
+
+
+def _show(body: str, text: str, **mark: Any) -> None:
+    """Show HTML of this module; the build lets no other HTML through."""
+    _display({"text/html": body, "text/plain": text}, saddlebook={"page": True, **mark})
+
+
+def _display(data: dict[str, str], **metadata: Any) -> None:
+    from IPython.display import display
+
+    display(data, raw=True, metadata=metadata)

@@ -1,0 +1,1 @@
+"""Measures a user's own network from the command line."""

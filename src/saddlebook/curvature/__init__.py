@@ -1,0 +1,1 @@
+"""Measures the curvature of a class's loss, with error bounds."""

@@ -1,0 +1,286 @@
+"""Hessian-vector products of the project's own ResNets without autograd.
+
+Knows the order of the layers of ``models.CifarResNet``. Activations and backward deltas
+of the images do not depend on the vector: they are computed once (a ``Tape``) and kept
+while memory allows. A product then differentiates both passes by hand along the vector:
+a convolution costs one forward and one input gradient over twice the channels, and two
+weight gradients.
+
+Legend: n parameters, B images of a chunk, I and O channels, D features; a dot marks the
+derivative along the vector.
+
+References:
+    Pearlmutter 1994 (the R-operator).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from saddlebook.curvature.folding import Unit, units
+from saddlebook.curvature.layers import (
+    NHWC,
+    Turn,
+    add_shortcut_gradient,
+    input_gradient,
+    spread,
+    through,
+    weight_gradient,
+)
+from saddlebook.curvature.problem import Problem
+from saddlebook.curvature.products import KEEP, Product
+from saddlebook.errors import UsageError
+from saddlebook.models import Block, CifarResNet
+
+_Named = dict[str, Tensor]
+
+
+class Tape(NamedTuple):
+    """What a product needs of one chunk and no vector changes."""
+
+    inputs: list[Tensor]  # of every unit, and the last block's output. [B, I, H, W]
+    deltas: list[Tensor]  # loss gradients at every folded unit. [B, O, H', W']
+    leaves: tuple[Tensor, ...]  # features [B, D] and head parameters, float64
+    slopes: tuple[Tensor, ...]  # loss gradients in them, differentiable
+
+
+class ResNetProduct(Product):
+    """H·v of a ``CifarResNet`` in eval mode, all of whose parameters are trained.
+
+    Args:
+        problem: Whose Hessian.
+        dtype: Of parameters and vectors.
+        keep: Bytes of tapes to keep.
+        inner: Of the tapes and convolutions of a product; None is ``dtype``.
+        taped: In which tapes are made, before they are rounded to ``inner``; None is
+            ``dtype``.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        dtype: torch.dtype = torch.float32,
+        keep: int = KEEP,
+        inner: torch.dtype | None = None,
+        taped: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(problem, dtype, keep)
+        self.inner = inner or dtype
+        finer = None if taped == dtype else taped
+        self._maker = ResNetProduct(problem, finer, keep=0) if finer else None
+        self.now = {name: p.detach() for name, p in self.params.items()}
+        self.blocks = [
+            block for block in problem.model.modules() if isinstance(block, Block)
+        ]
+        self.head = [name for name in self.now if name.startswith("linear.")]
+        self.units = units(problem.model, self.fixed)
+        self.weights = [self._narrow(unit.folded(self.now)) for unit in self.units]
+        self._slopes: _Named | None = None
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """H·vector in ``dtype``. [n] → [n]"""
+        dot = self._named(vector.to(self.device, self.dtype))
+        if self._slopes is None:
+            self._slopes = self._named(self._summed(self._slope))
+        turns = [self._turn(i, dot) for i in range(len(self.units))]
+        head = tuple(dot[name].double() for name in self.head)
+        turned = self._summed(lambda piece: self._turned(piece, turns, head))
+        return self._unfolded(self._named(turned), dot)
+
+    def on(self, images: Tensor) -> Self:
+        """The same product over other images with the same labels. [N, ...]"""
+        other = super().on(images)
+        other._slopes = None
+        other._maker = self._maker and self._maker.on(images)
+        return other
+
+    def _named(self, vector: Tensor) -> _Named:
+        return dict(zip(self.now, self.split(vector), strict=True))
+
+    def _narrow(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.inner).contiguous(memory_format=NHWC)
+
+    def _turn(self, i: int, dot: _Named) -> Turn:
+        weight, bias = self.units[i].turned(self.now, dot)
+        stride = self.units[i].stride
+        return Turn.of(
+            self.weights[i], self._narrow(weight), bias.to(self.inner), stride
+        )
+
+    def _unfolded(self, turned: _Named, dot: _Named) -> Tensor:
+        assert self._slopes is not None
+        result = dict(turned)
+        for unit in self.units:
+            slope, pair = (
+                self._slopes[unit.conv],
+                (turned[unit.conv], turned[unit.beta]),
+            )
+            result |= unit.unfolded(self.now, dot, slope, *pair)
+        return self.join(tuple(result.values()))
+
+    def _slope(self, piece: slice) -> Tensor:
+        """This chunk's share of the gradient in folded coordinates, γ left 0. [n]"""
+        tape = self._tape(piece)
+        found = dict(zip(self.head, tape.slopes[1:], strict=True))
+        for i, unit in enumerate(self.units):
+            weight = weight_gradient(tape.inputs[i], tape.deltas[i], unit.stride)
+            self._store(found, unit, weight, tape.deltas[i])
+        return self._gathered(found)
+
+    def _store(self, found: _Named, unit: Unit, weight: Tensor, delta: Tensor) -> None:
+        found[unit.conv] = weight
+        found[unit.beta] = delta.sum((0, 2, 3), dtype=self.dtype)
+
+    def _gathered(self, found: _Named) -> Tensor:
+        found = {u.gamma: torch.zeros_like(u.scale) for u in self.units} | found
+        ordered = (found[name].detach() for name in self.now)
+        return self.join(tuple(part.to(self.dtype) for part in ordered))
+
+    def _tape(self, piece: slice) -> Tape:
+        tape = self._kept.get(piece.start)
+        if tape is None:
+            tape = self._rounded(piece) if self._maker else self._record(piece)
+            size = sum(t.nbytes for t in (*tape.inputs, *tape.deltas))
+            if size * piece.stop <= self.keep * (piece.stop - piece.start):
+                self._kept[piece.start] = tape
+        return tape
+
+    def _rounded(self, piece: slice) -> Tape:
+        """A tape made in ``taped``, rounded to ``inner``."""
+        assert self._maker is not None
+        tape = self._maker._record(piece)
+        return tape._replace(
+            inputs=[self._narrow(t) for t in tape.inputs],
+            deltas=[self._narrow(t) for t in tape.deltas],
+        )
+
+    @torch.no_grad()
+    def _record(self, piece: slice) -> Tape:
+        """Stock forward pass, head and loss in float64, deltas down to the stem."""
+        acts = self._forward(
+            self.images[piece].to(self.device),
+            lambda i, x: self.units[i].stock(self.now, x),
+            lambda _, x: F.relu(x),
+        )
+        leaves, slopes = self._head_slopes(acts[-1], piece)
+        inputs = [self._narrow(a) for a in acts]
+        deltas = [inputs[0]] * len(self.units)
+
+        def step(i: int, delta: Tensor) -> Tensor:
+            deltas[i] = delta
+            stride = self.units[i].stride
+            at = delta, inputs[i], self.weights[i], stride
+            return input_gradient(*at) if i else delta
+
+        self._backward(spread(slopes[0], inputs[-1]), inputs, step)
+        return Tape(inputs, deltas, leaves, slopes)
+
+    def _head_slopes(
+        self, last: Tensor, piece: slice
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Features and head parameters, and the loss's slopes in them, in float64."""
+        features = last.double().mean((2, 3)).requires_grad_()
+        head = {name: self.now[name].double().requires_grad_() for name in self.head}
+        leaves = (features, *head.values())
+        inner = {name.removeprefix("linear."): p for name, p in head.items()}
+        share = (piece.stop - piece.start) / len(self.labels)
+        with torch.enable_grad():
+            linear = self.problem.model.get_submodule("linear")
+            logits = functional_call(linear, inner, (features,))
+            loss = share * self.loss(logits, self.labels[piece])
+            return leaves, torch.autograd.grad(loss, leaves, create_graph=True)
+
+    @torch.no_grad()
+    def _turned(
+        self, piece: slice, turns: list[Turn], head: tuple[Tensor, ...]
+    ) -> Tensor:
+        """This chunk's share of the folded gradient's derivative along the vector."""
+        tape = self._tape(piece)
+        dots = self._forward(
+            torch.zeros_like(tape.inputs[0]),
+            lambda i, x: turns[i].forward(x, tape.inputs[i]),
+            lambda i, x: through(x, tape.inputs[i]),
+        )
+        features = dots[-1].double().mean((2, 3))
+        top = torch.autograd.grad(
+            tape.slopes, tape.leaves, (features, *head),
+            retain_graph=True, materialize_grads=True,
+        )  # fmt: skip
+        found = dict(zip(self.head, top[1:], strict=True))
+
+        def step(i: int, delta: Tensor) -> Tensor:
+            unit, inputs, old = self.units[i], tape.inputs[i], tape.deltas[i]
+            weight = weight_gradient(inputs, delta, unit.stride)
+            if i:
+                weight += weight_gradient(dots[i], old, unit.stride)
+            self._store(found, unit, weight, delta)
+            return turns[i].backward(delta, old, inputs) if i else delta
+
+        self._backward(spread(top[0], tape.inputs[-1]), tape.inputs, step)
+        return self._gathered(found)
+
+    def _forward(
+        self,
+        images: Tensor,
+        step: Callable[[int, Tensor], Tensor],
+        gate: Callable[[int, Tensor], Tensor],
+    ) -> list[Tensor]:
+        """Inputs of all units and the last output; ``step`` is a unit, then a gate."""
+        acts = [images, gate(1, step(0, images))]
+        for number, block in enumerate(self.blocks):
+            i = 2 * number + 1
+            acts.append(gate(i + 1, step(i, acts[i])))
+            joint = step(i + 1, acts[i + 1]) + block.shortcut(acts[i])
+            acts.append(gate(i + 2, joint))
+        return acts
+
+    def _backward(
+        self, delta: Tensor, inputs: list[Tensor], step: Callable[[int, Tensor], Tensor]
+    ) -> None:
+        """Walk from the last output to the stem; ``step`` takes a unit's output delta
+        and returns that of its input.
+        """
+        for number in reversed(range(len(self.blocks))):
+            i = 2 * number + 1
+            joint = through(delta, inputs[i + 2])
+            middle = through(step(i + 1, joint), inputs[i + 1])
+            delta = step(i, middle)
+            add_shortcut_gradient(delta, joint, self.blocks[number])
+        step(0, through(delta, inputs[1]))
+
+
+def best_product(
+    problem: Problem, dtype: torch.dtype, inner: torch.dtype | None = None
+) -> Product:
+    """The cheapest correct product: by hand for our networks, else by autograd.
+
+    Args:
+        problem: Whose Hessian.
+        dtype: Of vectors and parameters.
+        inner: Of the convolutions; other than ``dtype`` for our networks only.
+
+    Raises:
+        UsageError: ``inner`` is asked for a network that is not ours.
+    """
+    if known(problem):
+        return ResNetProduct(problem, dtype, inner=inner)
+    if inner not in (None, dtype):
+        raise UsageError("bfloat16 products are made for saddlebook's ResNets only")
+    return Product(problem, dtype)
+
+
+def known(problem: Problem) -> bool:
+    """Whether the network is one of ours, wholly trained, with running statistics."""
+    model = problem.model
+    if type(model) is not CifarResNet or problem.batch_norm != "running":
+        return False
+    blocks = [block for block in model.modules() if isinstance(block, Block)]
+    # an odd width makes shortcuts that add by broadcasting
+    even = all(b.conv2.out_channels == b.conv1.in_channels + 2 * b.pad for b in blocks)
+    return even and all(p.requires_grad for p in model.parameters())

@@ -1,0 +1,270 @@
+"""Long-tailed image datasets: class counts, the published draw, loading.
+
+Images are uint8 tensors ``[N, 3, H, W]``. Their way to the network (crops, flips,
+normalisation, resizing) is in ``augmentation`` and offered here too.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saddlebook.data import cache as decoded
+from saddlebook.data import sources
+from saddlebook.data.augmentation import EpochPlan as EpochPlan
+from saddlebook.data.augmentation import augment as augment
+from saddlebook.data.augmentation import crop_flip as crop_flip
+from saddlebook.data.augmentation import epoch_order as epoch_order
+from saddlebook.data.augmentation import epoch_plan as epoch_plan
+from saddlebook.data.augmentation import normalise as normalise
+from saddlebook.data.augmentation import padding as padding
+from saddlebook.data.augmentation import resize as resize
+from saddlebook.data.batches import Splits
+from saddlebook.errors import MachineError, ResourceError, UsageError, one_of
+
+CACHE = "~/.cache/saddlebook"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels of one dataset.
+
+    Attributes:
+        name: ``cifar10``, ``cifar100`` or ``digits``.
+        train_images: uint8 ``[N, 3, H, W]``.
+        train_labels: int64 ``[N]``.
+        test_images: uint8 ``[M, 3, H, W]``.
+        test_labels: int64 ``[M]``.
+        class_names: One name a class, in label order.
+        digest: SHA-256 of the pixels and labels as loaded, taken class by class: two
+            copies of a dataset that differ only in how they interleave classes have
+            the same digest, and the published draw takes the same images from both. A
+            subset keeps the digest of what it was drawn from.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+    digest: str
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def class_counts(
+    max_count: int, num_classes: int, imbalance_factor: float, imbalance: str = "exp"
+) -> list[int]:
+    """Training images per class, head first, truncated as in the released code.
+
+    ``exp``: n_y = ⌊n_max · IF^(−y/(C−1))⌋; ``step``: n_max for the first half of the
+    classes, ⌊n_max/IF⌋ for the second (Cao et al. 2019, section 4; the formula is that
+    of ``imbalance_cifar.py`` in kaidic/LDAM-DRW).
+
+    Args:
+        max_count: n_max, images of the largest class.
+        num_classes: C, at least 2.
+        imbalance_factor: IF = n_max/n_min, at least 1.
+        imbalance: ``"exp"`` or ``"step"``.
+
+    Raises:
+        UsageError: An argument is out of range, or a class would be left empty.
+    """
+    for what, value, least in (
+        ("max_count", max_count, 1),
+        ("classes", num_classes, 2),
+    ):
+        if not _is_whole(value) or value < least:
+            raise UsageError(f"{what} must be an integer >= {least}, got {value!r}")
+    if not _is_factor(imbalance_factor):
+        raise UsageError(
+            f"imbalance_factor must be a finite number >= 1, got {imbalance_factor!r}; "
+            "it is n_max/n_min, so 100 means 100:1"
+        )
+    fraction = 1.0 / float(imbalance_factor)
+    if one_of("imbalance", imbalance, ("exp", "step")) == "exp":
+        powers = [y / (num_classes - 1) for y in range(num_classes)]
+        counts = [int(max_count * fraction**power) for power in powers]
+    elif num_classes % 2:
+        raise UsageError(
+            f"imbalance='step' halves the classes, {num_classes} is odd; use 'exp'"
+        )
+    else:
+        half = num_classes // 2
+        counts = [max_count] * half + [int(max_count * fraction)] * half
+    if 0 in counts:
+        raise UsageError(
+            f"class {counts.index(0)} would have 0 images at imbalance_factor="
+            f"{imbalance_factor:g} from max_count={max_count}; lower the factor"
+        )
+    return counts
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_factor(value: Any) -> bool:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 1
+
+
+def long_tail_indices(
+    labels: Tensor | Sequence[int] | NDArray[Any],
+    class_counts: Sequence[int],
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """The published draw of a long-tailed training set.
+
+    NumPy's legacy generator is seeded once; classes are visited in label order; the
+    positions of each class, in dataset order, are shuffled and the first n_y kept
+    (``imbalance_cifar.py`` in kaidic/LDAM-DRW, whose ``rand_number`` is 0 for every
+    training seed). The generator is private: the global one is left alone.
+
+    Args:
+        labels: ``[N]``, one label an image.
+        class_counts: n_y, ``[C]``.
+        seed: Of the draw, 0 to 2³²−1.
+
+    Returns:
+        Positions, int64 ``[Σ n_y]``, grouped by class.
+
+    Raises:
+        UsageError: A count that is no positive integer, more than the class has, or a
+            bad seed.
+    """
+    if not _is_whole(seed) or not 0 <= seed < 2**32:
+        raise UsageError(f"seed must be an integer from 0 to 2**32-1, got {seed!r}")
+    if not len(class_counts):
+        raise UsageError("class_counts is empty; give one count a class")
+    labels = np.asarray(labels)
+    generator = np.random.RandomState(seed)
+    kept = []
+    for label, count in enumerate(class_counts):
+        positions = np.flatnonzero(labels == label)
+        if int(count) != count or not 0 < count <= len(positions):
+            raise UsageError(
+                f"class {label} cannot give {count!r} images; it has {len(positions)}"
+            )
+        generator.shuffle(positions)
+        kept.append(positions[: int(count)])
+    return np.concatenate(kept).astype(np.int64)
+
+
+def long_tail(dataset: Dataset, class_counts: Sequence[int], seed: int = 0) -> Dataset:
+    """The dataset with its training images cut to the published draw.
+
+    Raises:
+        UsageError: As ``long_tail_indices``, or not one count a class.
+    """
+    if len(class_counts) != dataset.num_classes:
+        raise UsageError(
+            f"{len(class_counts)} class counts for the {dataset.num_classes} classes "
+            f"of {dataset.name}; give one a class"
+        )
+    kept = torch.from_numpy(
+        long_tail_indices(dataset.train_labels, class_counts, seed=seed)
+    )
+    images, labels = dataset.train_images[kept], dataset.train_labels[kept]
+    return replace(dataset, train_images=images, train_labels=labels)
+
+
+def class_groups(num_classes: int) -> dict[str, range]:
+    """Head, mid and tail classes, by class index.
+
+    3/4/3 for 10 classes and 36/35/29 for 100: the only cuts that reproduce every
+    overall accuracy of the paper's main table from its groups (also dvlab-research/
+    MiSLAS). Any other number of classes is cut in thirds.
+
+    Raises:
+        UsageError: Fewer than three classes.
+    """
+    if num_classes < 3:
+        raise UsageError(f"head, mid and tail need 3 classes, got {num_classes}")
+    third = num_classes // 3
+    cuts = {10: (3, 7), 100: (36, 71)}
+    first, last = cuts.get(num_classes, (third, num_classes - third))
+    return {
+        "head": range(first),
+        "mid": range(first, last),
+        "tail": range(last, num_classes),
+    }
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    download: bool = False,
+    cache: str | Path = CACHE,
+) -> Dataset:
+    """Load a dataset; decoding happens once, into one checked file under ``cache``.
+
+    Args:
+        name: ``cifar10``, ``cifar100`` or ``digits`` (scikit-learn's bundled images,
+            8×8 pixels, which need no file).
+        root: Folder that holds the original archive or batches, parquet files, or
+            class folders, itself or in a folder of that name; ``None``: ``cache``.
+        download: Fetch missing CIFAR with torchvision into ``root``.
+        cache: Folder of decoded images, made when missing.
+
+    Raises:
+        UsageError: Unknown name.
+        DataError: Nothing there, or what is there is damaged or another dataset.
+    """
+    one_of("dataset", name, sources.CLASS_NAMES)
+    if name == "digits":
+        splits = sources.digits()
+        return _dataset(name, splits, _digest(name, splits))
+    cache = _expanded(cache)
+    source = sources.find(name, _expanded(root or cache), download)
+    path = cache / f"{name}-{source.fingerprint}.images"
+    if known := decoded.read(path):
+        return _dataset(name, *known)
+    splits = source.read()
+    digest = _digest(name, splits)
+    try:
+        decoded.write(path, splits, digest)
+    except (MachineError, ResourceError) as error:
+        warnings.warn(f"images will be decoded again next time: {error}", stacklevel=2)
+    return _dataset(name, splits, digest)
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # a user without a home folder
+        return Path(tempfile.gettempdir()) / "saddlebook"
+
+
+def _digest(name: str, splits: Splits) -> str:
+    digest = sha256(name.encode())
+    for images, labels in splits:
+        by_class = np.argsort(labels, kind="stable")
+        digest.update(np.array([images.shape]).astype("<i8").tobytes())
+        digest.update(labels[by_class].astype("<i8").tobytes())
+        digest.update(images[by_class].reshape(-1).data)
+    return digest.hexdigest()
+
+
+def _dataset(name: str, splits: Splits, digest: str) -> Dataset:
+    (images, labels), (test_images, test_labels) = (
+        map(torch.from_numpy, split) for split in splits
+    )
+    names = sources.CLASS_NAMES[name]
+    return Dataset(name, images, labels, test_images, test_labels, names, digest)

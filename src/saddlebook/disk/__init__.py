@@ -1,0 +1,1 @@
+"""Keeps files whole: writing, digests, locks, checkpoints, and whence results come."""

@@ -1,0 +1,230 @@
+"""Where a record comes from: code, versions, device, data and time.
+
+Never a host, a user or a path.
+"""
+
+from __future__ import annotations
+
+import io
+import platform
+import subprocess
+import tokenize
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import device as Device
+
+import saddlebook
+from saddlebook.disk.files import sha256
+from saddlebook.errors import MachineError
+
+# Files whose code decides a result.
+NUMERICS = (
+    "losses models optim data/longtail data/augmentation data/sources train/engine "
+    "train/graphs train/loop train/run train/task"
+).split()
+# Files whose code decides the spectra of given weights, besides those.
+CURVATURE = [
+    "measure",
+    *(
+        f"curvature/{name}"
+        for name in "certify folding hessian lanczos layers problem products published "
+        "recurrence resnet spectrum traces".split()
+    ),
+]
+# Digests of earlier code with the same golden curves (tests/train): a change
+# that moves the curves empties this set, and older records become stale.
+SAME_CURVES = frozenset(
+    {"9a1a3f475e71e46f", "2b3bb3c1aae2b778", "b2f33e6d86399a12", "86b281569eaa13a0"}
+)
+# The same for tests/curvature/test_golden_spectra.py.
+SAME_SPECTRA: frozenset[str] = frozenset()
+_PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a result depends on besides its experiment.
+
+    Attributes:
+        commit: Of the checkout, or ``unknown``.
+        dirty: True if the package differed from the commit.
+        numerics: Digest of the code that decides training; see ``numerics_digest``.
+        version: Of saddlebook.
+        python: Version.
+        torch: Version, with its build (``+cpu``, ``+cu130``).
+        numpy: Version.
+        cuda: Version of CUDA, or an empty string.
+        device: Name of the GPU or processor.
+        threads: CPU threads of one operation.
+        precision: As in the experiment.
+        data_digest: ``Dataset.digest``.
+        started: UTC, ISO 8601, whole seconds.
+        seconds: Wall time.
+        curvature: Digest of the code that decides spectra; empty in what was measured
+            before such digests were kept.
+    """
+
+    commit: str
+    dirty: bool
+    numerics: str
+    version: str
+    python: str
+    torch: str
+    numpy: str
+    cuda: str
+    device: str
+    threads: int
+    precision: str
+    data_digest: str
+    started: str
+    seconds: float = 0.0
+    curvature: str = ""
+
+    @classmethod
+    def start(
+        cls, device: str | Device, precision: str, data_digest: str
+    ) -> Provenance:
+        """Note everything but the wall time, before the work begins."""
+        commit, dirty = _commit()
+        return cls(
+            commit=commit,
+            dirty=dirty,
+            numerics=numerics_digest(),
+            version=saddlebook.__version__,
+            python=platform.python_version(),
+            torch=torch.__version__,
+            numpy=np.__version__,
+            cuda=torch.version.cuda or "",
+            device=device_name(Device(device)),
+            threads=torch.get_num_threads(),
+            precision=precision,
+            data_digest=data_digest,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            curvature=curvature_digest(),
+        )
+
+    def after(self, seconds: float) -> Provenance:
+        """The same with its wall time."""
+        return replace(self, seconds=seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def device_name(device: Device) -> str:
+    """Model of the GPU or processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return models[0] if models else platform.machine()
+
+
+def _commit() -> tuple[str, bool]:
+    root = _PACKAGE.parent.parent
+    if not (root / ".git").exists():
+        return "unknown", False
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit, bool(_git(root, "status", "--porcelain", "--", "src"))
+    except (OSError, subprocess.SubprocessError):
+        return "unknown", False
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def is_current(numerics: str, curvature: str = "") -> bool:
+    """Whether code with these digests gives the results that today's code gives.
+
+    Args:
+        numerics: Of the code that trained.
+        curvature: Of the code that measured; empty where it is not known or nothing
+            was measured, which makes nothing stale.
+    """
+    trained = numerics == numerics_digest() or numerics in SAME_CURVES
+    same = SAME_SPECTRA | {curvature_digest(), ""}
+    return trained and curvature in same
+
+
+def numerics_digest() -> str:
+    """SHA-256 of the code that decides training; see ``code_digest``."""
+    return code_digest(tuple(sorted(NUMERICS)))
+
+
+def curvature_digest() -> str:
+    """SHA-256 of the code that decides the spectra of given weights."""
+    return code_digest(tuple(sorted(CURVATURE)))
+
+
+@cache
+def code_digest(modules: tuple[str, ...], folder: Path = _PACKAGE) -> str:
+    """SHA-256 of the code of modules, 16 hex digits.
+
+    Comments, docstrings, layout and f-strings (messages) are left out, so that better
+    prose makes no record stale.
+
+    Raises:
+        MachineError: A module is missing, so nothing can be said about the code.
+    """
+    try:
+        code = [
+            f"{name}\n{essence((folder / f'{name}.py').read_text(encoding='utf-8'))}"
+            for name in modules
+        ]
+    except OSError as error:
+        raise MachineError(
+            f"cannot read {error.filename}, whose code decides results; install "
+            "saddlebook again"
+        ) from error
+    return sha256("".join(code).encode())[:16]
+
+
+def essence(source: str) -> str:
+    """The code's tokens, a line a statement."""
+    lines: list[list[str]] = [[]]
+    for kind, text in _tokens(source):
+        if kind == tokenize.NEWLINE:
+            lines.append([])
+        else:
+            lines[-1].append(text)
+    return "\n".join(" ".join(line) for line in lines if not _is_docstring(line))
+
+
+def _is_docstring(line: list[str]) -> bool:
+    words = [word for word in line if word not in (">", "<")]
+    return len(words) == 1 and words[0][-1:] in ("'", '"')
+
+
+def _tokens(source: str) -> Iterator[tuple[int, str]]:
+    # Python 3.12 cuts f-strings into tokens, 3.11 does not: both yield one mark
+    start = getattr(tokenize, "FSTRING_START", None)
+    end = getattr(tokenize, "FSTRING_END", None)
+    marks = {tokenize.INDENT: ">", tokenize.DEDENT: "<"}
+    silent = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, tokenize.ENDMARKER)
+    depth = 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        depth += (token.type == start) - (token.type == end)
+        is_f_string = token.type == tokenize.STRING and "f" in _prefix(token.string)
+        if (token.type == end and not depth) or is_f_string:
+            yield tokenize.STRING, "f''"
+        elif not depth and token.type not in silent:
+            yield token.type, marks.get(token.type, token.string)
+
+
+def _prefix(literal: str) -> str:
+    return literal[: min(literal.find(quote) % 99 for quote in "'\"")].lower()

@@ -1,0 +1,192 @@
+"""Figures of chapter 3: tables and walks of toy landscapes in, matplotlib Axes out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.patches import Ellipse
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from saddlebook.figures import style as svg
+from saddlebook.figures.style import BLUE, COLOURS, INK, ORANGE, panels, styled
+from saddlebook.theory import saddles
+from saddlebook.theory.escapes import EscapeMap
+from saddlebook.theory.landscapes import Rule, double_well, walk
+
+_MARKERS, _DASHES = "osD^v", ("-", "--", "-.", (0, (1, 1)))
+# viridis without its darkest part, which a dark page would swallow
+_FROM_BLUE = ListedColormap(mpl.colormaps["viridis"](np.linspace(0.2, 1, 200)))
+_BANDS = ((0, 1, "damped"), (1, 2, "reversed"), (2, 4.2, "amplified"))
+
+
+@styled
+def factor(tables: Mapping[str, pd.DataFrame]) -> Axes:
+    """Second moment and mean step over SGD's against a: lines predict, marks measure.
+
+    Args:
+        tables: From ``escapes.moments``, by name; standard errors are smaller than the
+            marks.
+    """
+    (ax,) = panels(1, height=3.6)
+    a = np.linspace(0, 4.2, 43)
+    ax.plot(a, (1 - a) ** 2, color=INK, label="second moment (1 − a)²")
+    ax.plot(a, 1 - a, color=INK, linestyle="--", label="mean step 1 − a")
+    told = []
+    for i, (name, table) in enumerate(tables.items()):
+        style: dict[str, Any] = {"color": COLOURS[i], "linestyle": "", "markersize": 4}
+        style["marker"] = _MARKERS[i]
+        if not np.allclose(table["predicted"], (1 - table["a"]) ** 2):
+            ax.plot(table["a"], table["predicted"], color=COLOURS[i], linewidth=1)
+        ax.plot(table["a"], table["measured"], label=name, **style)
+        ax.plot(table["a"], table["drift"], **style)
+        told.append(f"{name}: second moment {_ends(table['a'], table['measured'])}")
+        told.append(f"mean step {_ends(table['a'], table['drift'])}")
+    for i, (low, high, name) in enumerate(_BANDS):
+        ax.axvspan(low, high, color=INK, alpha=0.04 + 0.06 * i, linewidth=0)
+        ax.text((low + high) / 2, 15.5, name, ha="center", va="top")
+    ax.axhline(0, color=INK, linewidth=0.8)
+    ax.axhline(1, color=INK, linewidth=0.8, linestyle=":")
+    ax.set(xlabel="scaled radius a", ylabel="times SGD's", xlim=(0, 4.2), ylim=(-4, 16))
+    ax.set(xticks=range(5), yticks=[-3, -1, 0, 1, 5, 10, 15])
+    ax.tick_params(bottom=False, left=False)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, 0.92))
+    ax.set_label(f"against a. {'; '.join(told)}.")
+    return ax
+
+
+def _ends(x: Any, y: Any) -> str:
+    x, y = list(x), list(y)
+    return f"from {y[0]:.2f} at {x[0]:g} to {y[-1]:.2f} at {x[-1]:g}"
+
+
+@styled
+def escape_maps(maps: Sequence[EscapeMap]) -> Axes:
+    """Escape times over radius and η·|λ|; dashed, the predicted edges of the traps."""
+    row = panels(len(maps), height=2.7)
+    for ax, one in zip(row, maps, strict=True):
+        shown = np.where(np.isfinite(one.times), one.times, np.nan)
+        mesh = ax.pcolormesh(
+            one.radii, one.rates, shown, norm=LogNorm(3, one.steps), cmap=_FROM_BLUE,
+            rasterized=True,
+        )  # fmt: skip
+        ax.patch.set(color=INK, alpha=0.2)  # never: neither end of the colours
+        place = (0.5, 0.2) if not one.normalised else (0.66, 0.25)
+        ax.text(*place, "never", transform=ax.transAxes, ha="center")
+        for x, y in one.edges:
+            ax.plot(x, y, color=ORANGE, linewidth=1.4, linestyle="--")
+        kind = "as used" if one.normalised else "plain"
+        ax.set(xscale="log", yscale="log", title=f"{kind}, β = {one.momentum:g}")
+        ax.set(xlim=one.radii[[0, -1]], ylim=one.rates[[0, -1]])
+        ax.set_xlabel("ρ / start" if one.normalised else "a = ρ|λ|")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_locator(NullLocator())
+        ax.grid(visible=False)
+        ax.label_outer()
+        share = 100 * np.isnan(shown).mean()
+        ax.set_label(f"{share:.0f} % of the map stays for {one.steps} steps.")
+    row[0].set_ylabel("η|λ|")
+    bar = row[0].figure.colorbar(mesh, ax=row, label="steps to escape", pad=0.01)
+    bar.ax.minorticks_off()
+    return row[0]
+
+
+@styled
+def portrait(rho: float, step_size: float = 0.05) -> Axes:
+    """Paths of SGD and of normalised SAM on the double well, without noise.
+
+    Starts lie on a grid of both signs; the shaded ellipse is where ‖H·w‖ < ρ·|λ| at
+    the saddle.
+    """
+    land = double_well()
+    start = np.stack(np.meshgrid([-1.2, -0.4, 0.8], [-0.5, -0.15, 0.15, 0.5]))
+    start = start.reshape(2, -1)
+    left, right = panels(2, height=3.3)
+    level = np.linspace(-1.5, 1.5, 21)
+    plane = np.stack(np.meshgrid(level, level))
+    height = land.loss(plane.reshape(2, -1)).reshape(21, 21)
+    for ax, radius, colour in ((left, 0.0, BLUE), (right, rho, ORANGE)):
+        seen = walk(land, start, Rule(step_size, radius), steps=90, exit=None, every=5)
+        ax.contour(level, level, height, [-0.15, 0], colors=INK, linewidths=0.4)
+        ax.plot(*seen.path.transpose(1, 0, 2), color=colour, linewidth=1)
+        ax.plot(*start, "o", color=colour, markersize=2)
+        ends = np.unique(seen.position.round(2), axis=1)
+        ax.plot(*ends, "s", color=INK, markersize=4)
+        ax.set(xlabel="x", xlim=(-1.4, 1.4), ylim=(-1.3, 1.3))
+        ax.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+        ax.tick_params(bottom=False, left=False)
+        ax.grid(visible=False)
+        stay = int((np.abs(seen.position[1]) < 0.5).sum())
+        ax.set_label(f"{stay} of {start.shape[1]} walkers end at the saddle.")
+        ax.set_title("SGD" if not radius else f"SAM, ρ = {radius:g}")
+    trap = float(saddles.attracting_radius(rho, land.lambda_min))
+    right.add_patch(
+        Ellipse((0, 0), 2 * trap, 2 * trap, color=ORANGE, alpha=0.2, linewidth=0)
+    )
+    left.set_ylabel("y, along v")
+    return left
+
+
+@styled
+def arrivals(tables: Mapping[str, pd.DataFrame]) -> Axes:
+    """Share of walkers that reach a minimum against ρ, a line for each noise.
+
+    Args:
+        tables: From ``escapes.arrivals``, by name; one panel each. Dotted: the radius
+            at which the mean step at the saddle turns round, without momentum.
+    """
+    row = panels(len(tables), height=2.8)
+    for ax, (title, table) in zip(row, tables.items(), strict=True):
+        told = []
+        for i, (sigma, part) in enumerate(table.groupby("sigma")):
+            name = f"σ = {float(str(sigma)):g}"
+            style: dict[str, Any] = {"color": COLOURS[i], "linestyle": _DASHES[i]}
+            ax.plot(part["rho"], part["arrived"], label=name, **style)
+            edge = float(saddles.noisy_radius(float(str(sigma)), -1.0))
+            ax.axvline(edge, color=COLOURS[i], linewidth=1, linestyle=":")
+            told.append(f"{name} {_ends(part['rho'], part['arrived'])}")
+        ax.set(xlabel="ρ (0 is SGD)", title=title, ylim=(-5, 105))
+        ax.set(xticks=[0, 0.5, 1], yticks=[0, 50, 100])
+        ax.tick_params(bottom=False, left=False)
+        ax.set_label(f"against ρ: {'; '.join(told)}.")
+    row[0].set_ylabel("walkers at a minimum (%)")
+    row[0].legend()
+    return row[0]
+
+
+def show(axes: Axes, caption: str) -> None:
+    """``figures.show`` for pages with many points: the same picture, slimmed."""
+    svg.show(axes, caption, slim)
+
+
+def slim(picture: str) -> str:
+    """Inline SVG without ids nobody points to, third decimals and layout.
+
+    About half the size; coordinates are exact to a tenth of a pixel, or two hundredths
+    of an inch, and the words stay as they are.
+    """
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', picture))
+    head, rest = picture.split(">", 1)
+    rest = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", rest)
+    rest = re.sub(r' (d|x|y|points)="[^"]*"', lambda m: _shorter(m[0]), rest)
+    rest = re.sub(r' style="[^"]*"', lambda m: _plain(m[0]), rest)
+    rest = re.sub(r' transform="rotate\(-?0 [^"]*"', "", rest)
+    rest = re.sub(r"\s*\n\s*", " ", rest).replace("> <", "><")
+    rest = re.sub(r"<g>(<(?:use|path|text)[^>]*(?:/>|>[^<]*</text>))</g>", r"\1", rest)
+    return f"{head}>{rest.replace('xlink:href', 'href')}"
+
+
+def _shorter(attribute: str) -> str:
+    return re.sub(r"(\d+\.\d)\d+", r"\1", attribute)
+
+
+def _plain(style: str) -> str:
+    style = re.sub(r"font-family: [^;\"]*;? ?", "", style)
+    return re.sub(r"([;:]) ", r"\1", style)

@@ -1,0 +1,261 @@
+"""Figures of curvature: dynamics, the line along a vector, the 2×2, controls.
+
+Table from ``curvature`` in, matplotlib Axes out, as in ``figures``; every run is drawn.
+What is not measured yet is an empty panel that says so.
+
+References:
+    Rangwani et al. 2022 (ratios through training).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from saddlebook.figures.style import BLUE, COLOURS, GREY, INK, ORANGE, panels, styled
+from saddlebook.findings.spectra import FALL, LAST, NONE, STAGES, pick
+from saddlebook.findings.spectra import label as class_number
+
+_MODES = {"as_published": ("as published", ORANGE, "s"), "clean": ("fixed", BLUE, "o")}
+
+
+@styled
+def dynamics(
+    table: pd.DataFrame,
+    printed: pd.DataFrame,
+    method: str,
+    labels: Sequence[int] = (0, 2, 5, 7, 8),
+) -> Axes:
+    """Ratio through training, a panel a class: released, fixed, and the paper's.
+
+    Args:
+        table: From ``curvature.spectra``.
+        printed: From ``curvature.published_dynamics``.
+        method: Whose runs.
+        labels: Classes; the paper's.
+    """
+    axes = panels(len(labels), height=2.8)
+    epochs = _epochs(table)
+    for ax, label in zip(axes, labels, strict=True):
+        theirs = printed[(printed["method"] == method) & (printed["label"] == label)]
+        ax.plot(_places(theirs["stage"]), theirs["nonconvexity"], "D:", color=GREY,
+                markerfacecolor="none", linewidth=0.9, label="the paper")  # fmt: skip
+        told = [f"paper {_path(theirs)}"]
+        for mode, (name, colour, marker) in _MODES.items():
+            part = pick(table, method=method, label=label, mode=mode)
+            _runs(ax, part, colour, marker, name)
+            told.append(f"{name} {_path(part)}")
+        ax.set_yscale("log")
+        ax.set_title(f"class {label}")
+        ax.set_xticks(range(0, len(STAGES), 2), [str(epochs[s]) for s in STAGES[::2]])
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.axvline(_places([160])[0] + 0.5, color=INK, linewidth=1, linestyle=":")
+        ax.set_label(f"ratio through training: {'; '.join(told)}.")
+    axes[0].set_ylabel("|λmin/λmax|")
+    axes[len(labels) // 2].set_xlabel("epoch")
+    legend_once(axes)
+    return axes[0]
+
+
+def _runs(
+    ax: Axes, part: pd.DataFrame, colour: str, marker: str, name: str, y: str = ""
+) -> None:
+    y = y or "nonconvexity"
+    if part.empty:
+        return
+    ax.plot(_places(part["stage"]), part[y], linestyle="", marker=marker,
+            markersize=3, color=colour, alpha=0.7, markeredgewidth=0)  # fmt: skip
+    mean = part.groupby("stage")[y].mean()
+    ax.plot(_places(mean.index), mean, color=colour, marker=marker, label=name)
+
+
+def _places(stages: Iterable[int]) -> list[int]:
+    return [STAGES.index(stage) for stage in stages]
+
+
+def _epochs(table: pd.DataFrame) -> dict[int, int]:
+    """Our epoch of each of the paper's, where measured."""
+    ours = table.drop_duplicates("stage").set_index("stage")["epoch"].to_dict()
+    return {stage: ours.get(stage, stage) for stage in STAGES}
+
+
+def _path(part: pd.DataFrame) -> str:
+    mean = part.groupby("stage")["nonconvexity"].mean().dropna()
+    if mean.empty:
+        return NONE
+    return f"{mean.iloc[0]:.2g} at first to {mean.iloc[-1]:.2g} at last"
+
+
+@styled
+def through_training(
+    table: pd.DataFrame,
+    y: str,
+    name: str,
+    labels: Sequence[int] = (0, 2, 5, 8),
+    mode: str = "clean",
+) -> Axes:
+    """A number through training, a panel a class, SGD and SAM; logarithmic.
+
+    Args:
+        table: From ``curvature.spectra``.
+        y: Column, such as ``lambda_max`` or ``gradient_norm``; absolute value drawn.
+        name: Of the axis.
+        labels: Classes.
+        mode: Of measurement.
+    """
+    axes = panels(len(labels), height=2.6)
+    epochs = _epochs(table)
+    for ax, label in zip(axes, labels, strict=True):
+        told = []
+        for i, method in enumerate(("CE+DRW", "CE+DRW+SAM")):
+            part = pick(table, method=method, label=label, mode=mode)
+            part = part.assign(**{y: part[y].abs()}).dropna(subset=[y])
+            _runs(ax, part, COLOURS[i], "os"[i], method, y)
+            told.append(f"{method} {len(part)} points")
+        ax.set_yscale("log")
+        ax.set_title(f"class {label}")
+        ax.set_xticks(range(0, len(STAGES), 2), [str(epochs[s]) for s in STAGES[::2]])
+        ax.axvline(_places([160])[0] + 0.5, color=INK, linewidth=1, linestyle=":")
+        ax.set_label(f"{name} through training: {'; '.join(told)}.")
+    axes[0].set_ylabel(name)
+    axes[len(labels) // 2].set_xlabel("epoch")
+    legend_once(axes)
+    return axes[0]
+
+
+@styled
+def along_vector(
+    table: pd.DataFrame, method: str, labels: Sequence[int] = (0, 5, -2, -1)
+) -> Axes:
+    """The loss along ± the lowest vector, last epoch, a panel a class; all runs.
+
+    Grey: the fall that the reported curvature alone promises.
+
+    Args:
+        table: From ``curvature.spectra``.
+        method: Whose runs.
+        labels: Classes; negative ones count from the rarest.
+    """
+    axes = panels(len(labels), height=2.7)
+    steps = np.linspace(-1, 1, 41)
+    for ax, one in zip(axes, labels, strict=True):
+        number = class_number(table, one)
+        ax.plot(steps, -FALL * steps**2, ":", color=GREY, label="promised")
+        told = []
+        for mode, (name, colour, marker) in _MODES.items():
+            part = pick(table, method=method, label=number, mode=mode, stage=LAST)
+            for i, item in enumerate(part["item"]):
+                losses = np.array(item["line_losses"])
+                far = np.array(item["line_steps"]) / abs(item["line_steps"][0])
+                change = losses - losses[len(losses) // 2]
+                label = name if i == 0 else None
+                ax.plot(far, change, color=colour, marker=marker, markersize=2.5,
+                        linewidth=1, label=label)  # fmt: skip
+                ends = f"{change[0]:+.2g} and {change[-1]:+.2g}"
+                told.append(f"{name} changes by {ends} at the ends")
+        ax.set_title(f"class {number}")
+        ax.set_yscale("symlog", linthresh=FALL)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set_label(f"loss along the vector: {'; '.join(told) or NONE}.")
+    axes[0].set_ylabel("change of the class's loss (nats)")
+    axes[len(labels) // 2].set_xlabel("step along the vector")
+    legend_once(axes)
+    return axes[0]
+
+
+@styled
+def causes(
+    table: pd.DataFrame, method: str = "CE+DRW", labels: Sequence[int] = (5, 8, 9)
+) -> Axes:
+    """The 2×2 table of causes as shaded cells, a panel a class: mean and range.
+
+    Args:
+        table: From ``curvature.causes``.
+        method: Whose runs.
+        labels: Classes.
+    """
+    axes = panels(len(labels), height=2.4, share=False)
+    for ax, label in zip(axes, labels, strict=True):
+        part = table[(table["method"] == method) & (table["label"] == label)]
+        ax.set_title(f"class {label}")
+        if part.empty:
+            empty(ax)
+            continue
+        told = []
+        for x, beta in enumerate(("after", "before")):
+            for y, images in enumerate(("fixed", "redrawn")):
+                values = part[f"{images}, {beta}"]
+                shade = min(1.0, values.mean()) * 0.6
+                ax.fill_between([x - 0.48, x + 0.48], y - 0.48, y + 0.48,
+                                color=ORANGE, alpha=shade, linewidth=0)  # fmt: skip
+                ax.text(x, y, _range(values), ha="center", va="center")
+                told.append(f"images {images}, β {beta}: {values.mean():.2g}")
+        ax.set_xlim(-0.5, 1.5)
+        ax.set_ylim(1.5, -0.5)
+        ax.set_xticks([0, 1], ["β after", "β before"])
+        named = ["fixed\nimages", "redrawn"] if ax is axes[0] else ["", ""]
+        ax.set_yticks([0, 1], named)
+        ax.grid(visible=False)
+        ax.set_label(f"|λmin/λmax|: {'; '.join(told)}.")
+    return axes[0]
+
+
+def _range(values: pd.Series[float]) -> str:
+    if len(values) == 1:
+        return f"{values.iloc[0]:.2g}"
+    return f"{values.mean():.2g}\n{values.min():.2g} to {values.max():.2g}"
+
+
+@styled
+def controls(table: pd.DataFrame) -> Axes:
+    """Ratios of whole, cut and held-out classes, fixed and as published; all draws.
+
+    Args:
+        table: From ``curvature.controls``.
+    """
+    names = list(dict.fromkeys(table["name"]))
+    ax = panels(height=0.9 + 0.34 * max(len(names), 2))[0]
+    if not names:
+        return empty(ax)
+    told = []
+    for mode, (name, colour, marker) in _MODES.items():
+        part = table[table["recurrence"] == mode].dropna(subset=["nonconvexity"])
+        places = [names.index(one) for one in part["name"]]
+        ax.plot(part["nonconvexity"], places, linestyle="", marker=marker,
+                color=colour, alpha=0.8, label=name)  # fmt: skip
+        for one, values in part.groupby("name", sort=False)["nonconvexity"]:
+            told.append(f"{one}, {name}: {values.mean():.2g}")
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xlabel("|λmin/λmax| at the last epoch")
+    ax.legend(loc="best")
+    ax.set_label(f"ratio by class and images: {'; '.join(told)}.")
+    return ax
+
+
+def legend_once(axes: Sequence[Axes]) -> None:
+    """Put one legend above all panels."""
+    handles, names = [], []
+    for ax in axes:
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            if name not in names:
+                handles.append(handle)
+                names.append(name)
+    figure = axes[0].figure
+    if names:
+        figure.legend(handles, names, loc="outside upper left", ncols=len(names))
+
+
+def empty(ax: Axes) -> Axes:
+    """Say that there is nothing to draw yet."""
+    ax.text(0.5, 0.5, NONE, ha="center", va="center", transform=ax.transAxes)
+    ax.set_xticks([])
+    ax.set_label(f"{NONE}.")
+    return ax

@@ -1,0 +1,228 @@
+"""Accuracy over a swept setting: tables, curves and the radius explorer.
+
+Tables have one row a run. Accuracies are test accuracies after the last epoch, percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from saddlebook import studies
+from saddlebook.experiment import Experiment, at_scale
+from saddlebook.figures.style import BLUE, COLOURS, INK, ORANGE, TEAL, panels, styled
+from saddlebook.figures.widgets import Widget
+from saddlebook.findings import report
+
+if TYPE_CHECKING:
+    from saddlebook.record import Record
+
+GROUPS = ("overall", "head", "mid", "tail")
+_SETTINGS = (
+    "scale", "method", "optimizer", "rho", "weight_decay", "noise", "lpf_samples",
+    "seed",
+)  # fmt: skip
+_COLUMNS = [*_SETTINGS, *GROUPS, "tail_train_loss"]
+_SPECTRUM = ["lambda_min", "lambda_max", "trace"]
+_MARKERS = "osD^v"
+_GROUP_STYLES = {"overall": (INK, "o"), "head": (BLUE, "s"), "mid": (TEAL, "D")}
+_GROUP_STYLES |= {"tail": (ORANGE, "^")}
+
+
+def runs(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a run: its settings, accuracies and the tail's training loss (nats)."""
+    return pd.DataFrame([_row(record) for record in records], columns=_COLUMNS)
+
+
+def _row(record: Record) -> dict[str, Any]:
+    row = {name: getattr(record.experiment, name) for name in _SETTINGS}
+    row |= record.accuracy._asdict()
+    return row | {"tail_train_loss": record.tail_train_loss}
+
+
+def by_group(table: pd.DataFrame, groups: Sequence[str] = GROUPS) -> pd.DataFrame:
+    """The table of ``runs`` with one row a run and group: ``group``, ``accuracy``."""
+    kept = [name for name in table.columns if name not in GROUPS]
+    return table.melt(kept, list(groups), "group", "accuracy")
+
+
+def tail_spectra(records: Iterable[Record], mode: str = "clean") -> pd.DataFrame:
+    """The table of ``runs`` with the rarest class's extreme eigenvalues and trace.
+
+    After the last epoch, the data held fixed; runs without that spectrum are left out.
+    """
+    rows = []
+    for record in records:
+        last = record.experiment.epochs
+        rarest = record.experiment.num_classes - 1
+        for item in record.spectra:
+            if (item["class"], item["epoch"], item["mode"]) == (rarest, last, mode):
+                rows.append(_row(record) | {name: item[name] for name in _SPECTRUM})
+    return pd.DataFrame(rows, columns=[*_COLUMNS, *_SPECTRUM])
+
+
+@styled
+def curve(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    *,
+    names: tuple[str, str] = ("", ""),
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """``y`` over ``x``, a colour and marker for each ``by``: runs faint, means joined.
+
+    Args:
+        table: One row a run.
+        x: Swept setting.
+        y: What came out.
+        by: Tells curves apart.
+        names: Of the axes; else ``x`` and ``y``.
+        log: Whether ``x`` is logarithmic.
+        ax: To draw on.
+    """
+    ax = ax or panels()[0]
+    told = []
+    if table.empty:
+        ax.text(0.5, 0.5, "not run yet", ha="center", transform=ax.transAxes)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        return _named(ax, names[0] or x, names[1] or y, ["not run yet"])
+    for i, (name, part) in enumerate(table.groupby(by, sort=False)):
+        style = look(str(name), i)
+        ax.plot(part[x], part[y], linestyle="", markersize=3.5, alpha=0.5, **style)
+        means = part.groupby(x)[y].mean()
+        ax.plot(means.index, means, label=str(name), **style)
+        told.append(
+            f"{name} " + ", ".join(f"{v:.3g} at {k:g}" for k, v in means.items())
+        )
+    if log:
+        ax.set_xscale("log")
+        ax.set_xticks(sorted(set(table[x])), [f"{v:g}" for v in sorted(set(table[x]))])
+        ax.minorticks_off()
+    return _named(ax, names[0] or x, names[1] or y, told)
+
+
+def look(name: str, i: int) -> dict[str, Any]:
+    """Colour and marker: a group's own everywhere, else the i-th."""
+    colour, marker = _GROUP_STYLES.get(name, (COLOURS[i % 5], _MARKERS[i % 5]))
+    return {"color": colour, "marker": marker}
+
+
+def _named(ax: Axes, x: str, y: str, told: Sequence[str]) -> Axes:
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    if len(ax.get_legend_handles_labels()[0]) > 1:
+        ax.legend(handlelength=2.2)
+    ax.set_label(f"{y} against {x}: {'; '.join(told)}.")
+    return ax
+
+
+def published(experiment: Experiment) -> float:
+    """The paper-scale radius of a run; its own where the ablation does not have it."""
+    for full in studies.rho_ablation(seeds=(0,)):
+        if at_scale(full, experiment.scale).rho == experiment.rho:
+            return full.rho
+    return experiment.rho
+
+
+def setting(records: Sequence[Record]) -> str:
+    """What all records share, for captions; or that there are none."""
+    return report.setting(records) if records else "not run yet"
+
+
+def over_radius(records: Sequence[Record]) -> pd.DataFrame:
+    """Mean of each group over the radius, and what ``report.by_method`` knows of it."""
+    if not records:
+        return pd.DataFrame(columns=["rho", "group", "mean", "n", "low", "high"])
+    table = report.by_method(records, by=("rho",))
+    return table[table["choice"] == "last"].drop(columns="choice")
+
+
+def shape(means: pd.DataFrame) -> str:
+    """In words how overall and tail accuracy go with the radius.
+
+    Args:
+        means: Columns ``rho group mean``: ``over_radius`` or ``report.paper("rho")``.
+    """
+    told = []
+    for group in ("tail", "overall"):
+        part = means[means["group"] == group].sort_values("rho")
+        if part.empty:
+            return "not run yet"
+        rho, value = part["rho"].to_numpy(), part["mean"].to_numpy()
+        best = value.argmax()
+        told.append(
+            f"{group} from {value[0]:.1f} at ρ = {rho[0]:g} to {value[-1]:.1f} at "
+            f"{rho[-1]:g}, highest {value[best]:.1f} at {rho[best]:g}"
+        )
+    return "; ".join(told)
+
+
+def radii(
+    records: Sequence[Record], printed: pd.DataFrame, scale: str = "lite"
+) -> pd.DataFrame:
+    """Every registered radius, ours (mean ± half the 95 % t-interval) and the paper's.
+
+    Args:
+        records: Of ``rho_ablation``, of one scale; may be empty.
+        printed: ``report.paper("rho")``.
+        scale: Where there are no records.
+    """
+    ours, theirs = (
+        {(row["rho"], row["group"]): row for _, row in table.iterrows()}
+        for table in (over_radius(records), printed)
+    )
+    scale = records[0].experiment.scale if records else scale
+    rows = []
+    for full in studies.rho_ablation(seeds=(0,)):
+        rho = at_scale(full, scale).rho
+        row = {"ρ here": f"{rho:g}", "ρ, paper's scale": f"{full.rho:g}"}
+        row["runs"] = str(ours[rho, "tail"]["n"]) if (rho, "tail") in ours else "0"
+        for group in GROUPS:
+            seen = ours.get((rho, group))
+            row[group] = "–" if seen is None else report.plus_minus(seen)
+        for group in ("overall", "tail"):
+            told = theirs.get((full.rho, group))
+            row[f"{group}, paper"] = "–" if told is None else f"{told['mean']:.1f}"
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("ρ here")
+
+
+def explorer(
+    records: Sequence[Record], printed: pd.DataFrame, scale: str = "lite"
+) -> Widget:
+    """Stored runs over the radius, the paper's curve beside; only measured values.
+
+    Args:
+        records: Of ``rho_ablation``, of one scale; may be empty.
+        printed: ``report.paper("rho")``.
+        scale: Named where there are no records.
+    """
+    state = {
+        "runs": points(records),
+        "printed": [
+            {"rho": row["rho"], "group": row["group"], "value": row["mean"]}
+            for _, row in printed.iterrows()
+        ],
+        "yours": [],
+        "rho": min((r.experiment.rho for r in records), default=0.0),
+        "scale": records[0].experiment.scale if records else scale,
+    }
+    text = f"Explorer of {len(records)} stored runs over SAM's radius."
+    return Widget(("plot.js", "sweep.js"), state, text)
+
+
+def points(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What the explorer shows of runs: radius, seed, accuracies of the groups."""
+    return [
+        {"rho": r.experiment.rho, "published": published(r.experiment)}
+        | {"seed": r.experiment.seed}
+        | {group: round(value, 2) for group, value in r.accuracy._asdict().items()}
+        for r in records
+    ]

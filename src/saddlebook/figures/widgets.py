@@ -1,0 +1,270 @@
+"""Pictures to play with: one JavaScript module each, live in Jupyter and in a page.
+
+A widget is a module that draws from a small state. In Jupyter anywidget shows it, state
+and kernel in step; in the built book, without any kernel, server or outside file, a
+few lines of script hand it the same state. The mathematics is done in JavaScript and
+held to the Python functions by tests, so a page is as exact as the library.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from saddlebook.errors import UsageError, one_of
+
+if TYPE_CHECKING:
+    from saddlebook.record import Record
+
+MAX_STATE = 100_000  # bytes of records in one page
+_SPECTRUM = {
+    "class", "epoch", "mode", "lambda_min", "lambda_max", "lambda_min_bound",
+    "lambda_max_bound",
+}  # fmt: skip
+
+# A module cannot be imported from a file:// page, so it travels as text and is imported
+# as a blob. `model` is the part of anywidget's model that our modules use.
+_PAGE = """<style>{css}</style>
+<div class="afm-static" id="{uid}"><noscript>{text} (This picture needs JavaScript; \
+it loads nothing from outside.)</noscript></div>
+<script type="module">
+const state = {state};
+const heard = {{}};
+const model = {{
+  get: (name) => state[name],
+  set: (name, value) => {{
+    if (Object.is(state[name], value)) return;
+    state[name] = value;
+    (heard["change:" + name] || []).forEach((call) => call());
+  }},
+  save_changes() {{}},
+  on: (event, call) => (heard[event] ||= []).push(call),
+  off: (event, call) => {{
+    heard[event] = (heard[event] || []).filter((other) => other !== call);
+  }},
+}};
+const url = URL.createObjectURL(new Blob([{source}], {{ type: "text/javascript" }}));
+const module = await import(url);
+URL.revokeObjectURL(url);
+module.default.render({{ model, el: document.getElementById("{uid}") }});
+</script>"""
+
+
+def asset(*names: str) -> str:
+    """Text of this package's files, one after the other."""
+    folder = resources.files("saddlebook.figures")
+    return "\n".join((folder / name).read_text("utf-8") for name in names)
+
+
+class Widget:
+    """A module and its state; shows itself wherever a notebook is shown.
+
+    Args:
+        modules: Files of this package that make the module, in order.
+        state: JSON values the module reads and, where it has controls, writes.
+        text: What the picture is, for readers without it.
+
+    Raises:
+        UsageError: State that is not JSON.
+    """
+
+    def __init__(
+        self, modules: tuple[str, ...], state: Mapping[str, Any], text: str
+    ) -> None:
+        try:
+            self._json = _compact(state)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"a widget's state must be finite JSON: {error}"
+            ) from error
+        self.modules, self.state, self.text = modules, dict(state), text
+        self._live: Any = None
+
+    def to_html(self) -> str:
+        """The widget for a page without a kernel: no outside file, no id by chance."""
+        name = "|".join([*self.modules, self._json])
+        return _PAGE.format(
+            css=_lean(asset("widget.css")),
+            uid=f"sb-{uuid.uuid5(uuid.NAMESPACE_URL, name).hex[:12]}",
+            text=html.escape(self.text),
+            state=_in_script(self._json),
+            source=_in_script(json.dumps(_lean(asset(*self.modules)))),
+        )
+
+    @property
+    def live(self) -> Any:
+        """The anywidget of this state: its traits follow the controls, and lead them.
+
+        Raises:
+            UsageError: anywidget is not installed.
+        """
+        if self._live is None:
+            try:
+                import anywidget
+                import traitlets
+            except ImportError as error:
+                raise UsageError(
+                    "live widgets need anywidget: pip install anywidget"
+                ) from error
+            source, css = asset(*self.modules), asset("widget.css")
+            traits = {n: traitlets.Any(v).tag(sync=True) for n, v in self.state.items()}
+            kind = type("Live", (anywidget.AnyWidget,), {"_esm": source, "_css": css})
+            self._live = kind()
+            self._live.add_traits(**traits)
+        return self._live
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data = {"text/plain": self.text, "text/html": self.to_html()}
+        try:
+            shown = self.live._repr_mimebundle_()
+        except UsageError:
+            return data, {}
+        live = shown[0] if isinstance(shown, tuple) else shown
+        return {**(live or {}), **data}, {}
+
+
+def _lean(source: str) -> str:
+    """Without comment lines and indentation, for the page; no line is joined."""
+    lines = (line.strip() for line in source.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("// "))
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _in_script(text: str) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return text.replace("<", "\\u003c")
+
+
+_RANGES = {
+    "rho": (0.0, 4.0),
+    "curvature": (0.1, 4.0),
+    "step_size": (0.001, 3.0),
+    "momentum": (0.0, 0.95),
+    "sigma": (0.0, 0.5),
+    "start": (0.001, 0.9),
+}
+_CHOICES = {
+    "method": ("normalised", "plain"),
+    "batch": ("same", "fresh"),
+    "landscape": ("saddle", "well"),
+}
+
+
+def saddle_explorer(
+    *,
+    rho: float = 0.2,
+    curvature: float = 1.0,
+    step_size: float = 0.05,
+    momentum: float = 0.0,
+    sigma: float = 0.0,
+    start: float = 0.1,
+    method: str = "normalised",
+    batch: str = "same",
+    landscape: str = "saddle",
+    seed: int = 1,
+) -> Widget:
+    """SGD and SAM on a saddle in the plane, with Theorem 1 beside them.
+
+    Args:
+        rho: Radius, 0 to 4.
+        curvature: |λ| of the direction v, 0.1 to 4; the other direction has 1.
+        step_size: η, 0.001 to 3.
+        momentum: β, 0 to 0.95.
+        sigma: Noise of a mini-batch gradient, 0 to 0.5.
+        start: y where the walkers start, 0.001 to 0.9.
+        method: SAM climbs ρ·g/‖g‖ (``normalised``) or ρ·g (``plain``).
+        batch: Of the second pass: ``same`` or ``fresh``.
+        landscape: ``saddle``, or ``well``: two minima at y = ±1.
+        seed: Of the noise.
+
+    Raises:
+        UsageError: A value out of range or an unknown name.
+    """
+    state: dict[str, Any] = {
+        "rho": rho, "curvature": curvature, "step_size": step_size,
+        "momentum": momentum, "sigma": sigma, "start": start, "method": method,
+        "batch": batch, "landscape": landscape, "seed": seed,
+    }  # fmt: skip
+    for name, (low, high) in _RANGES.items():
+        if not low <= state[name] <= high:
+            raise UsageError(f"{name} {state[name]!r} must be in {low:g} to {high:g}")
+    for name, known in _CHOICES.items():
+        one_of(name, state[name], known)
+    text = "Explorer: paths of SGD and SAM on a saddle, and the factor of Theorem 1."
+    return Widget(("plot.js", "theory.js", "saddle.js"), state, text)
+
+
+def record_browser(records: Sequence[Record], *, nodes: bool = True) -> Widget:
+    """Stored runs to look into: method, radius, seed, class and epoch; only measured.
+
+    Args:
+        records: At least one; one dataset and one scale.
+        nodes: Whether to carry the spectra's quadrature, for the stem picture.
+
+    Raises:
+        UsageError: No records, records of several datasets, or more than a page bears.
+    """
+    kinds = {(r.experiment.dataset, r.experiment.scale) for r in records}
+    if len(kinds) != 1:
+        raise UsageError(
+            f"a browser shows records of one dataset and scale, not {sorted(kinds)}; "
+            "read them with page.records(study)"
+        )
+    rows = [_row(record, nodes) for record in records]
+    size = len(_compact(rows))
+    if size > MAX_STATE:
+        raise UsageError(
+            f"{size / 1000:.0f} kB of records, a page bears {MAX_STATE / 1000:.0f}: "
+            "pass fewer records, or nodes=False"
+        )
+    first = rows[0]
+    state = {
+        "records": rows,
+        "method": first["method"],
+        "rho": first["rho"],
+        "seed": first["seed"],
+        "class_": len(first["counts"]) - 1,
+        "epoch": first["epochs"],
+        "mode": first["spectra"][0]["mode"] if first["spectra"] else "",
+    }
+    text = f"Browser of {len(rows)} records: accuracy and spectra as measured."
+    return Widget(("plot.js", "records.js"), state, text)
+
+
+def _row(record: Record, nodes: bool) -> dict[str, Any]:
+    """What the browser shows of a record."""
+    exp = record.experiment
+    curves = ("epoch", "accuracy", "head", "mid", "tail")
+    return {
+        "key": record.key,
+        "method": exp.method,
+        "scale": exp.scale,
+        "rho": exp.rho,
+        "seed": exp.seed,
+        "epochs": exp.epochs,
+        "counts": record.per_class["class_counts"],
+        "classes": record.per_class["last_accuracy"],
+        "curves": {n: [round(x, 2) for x in record.curves[n]] for n in curves},
+        "spectra": [
+            {
+                name: _short(value)
+                for name, value in spectrum.items()
+                if name in _SPECTRUM or (nodes and name in ("nodes", "weights"))
+            }
+            for spectrum in record.spectra
+        ],
+    }
+
+
+def _short(value: Any) -> Any:
+    """Floats at 4 significant digits, more than a picture shows."""
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

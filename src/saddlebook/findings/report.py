@@ -1,0 +1,298 @@
+"""Records to tables: ours by method, class and epoch, and beside the paper's numbers.
+
+Pure functions on pandas tables; nothing here trains, draws or decides a scale. Accuracy
+is in percent, differences in percent points. What the records say about the paper's
+claims is in ``claims``, the statistics are in ``inference``.
+
+References:
+    ``results/paper/*.csv``: the paper's numbers as printed, each row with its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from saddlebook import data
+from saddlebook.data import sources
+from saddlebook.errors import UsageError, one_of
+from saddlebook.findings import inference
+from saddlebook.findings.inference import Sample, Verdict
+from saddlebook.store import RESULTS
+
+if TYPE_CHECKING:
+    from saddlebook.record import Record
+
+# Points, fixed before any result was seen; head and mid have none, so no verdict
+MARGINS = {"overall": 1.5, "tail": 3.0}
+PAPER_RUNS = 3  # behind each printed mean: assumed, no source says
+CELL = ["method", "group"]
+_NAMES = {"cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT", "digits": "digits-LT"}
+_CURVES = ("epoch", "accuracy", "head", "mid", "tail", "train_loss", "lr")
+_IDENTITY = ("scale", "dataset", "imbalance_factor", "method", "rho", "weight_decay")
+
+
+def paper(
+    table: str, dataset: str | None = None, results: str | Path = RESULTS
+) -> pd.DataFrame:
+    """A table or figure of the paper as printed, one row a number.
+
+    Args:
+        table: ``table1``, ``optimizers``, ``rho``, ``large``, ``spectra``,
+            ``dynamics``, ``reruns`` (another group's) or ``other``.
+        dataset: Only its rows.
+        results: Folder with ``paper/``; that of this checkout.
+
+    Raises:
+        UsageError: Unknown table, or it has no such dataset.
+    """
+    known = {path.stem: path for path in (Path(results) / "paper").glob("*.csv")}
+    found = pd.read_csv(known[one_of("table of the paper", table, sorted(known))])
+    if dataset is None:
+        return found
+    one_of(f"dataset of {table}", dataset, found["dataset"].unique())
+    return found[found["dataset"] == dataset].reset_index(drop=True)
+
+
+def setting(records: Sequence[Record]) -> str:
+    """What all records share, for captions: data, network, length, seeds, scale."""
+    exps = [record.experiment for record in records]
+    images = _distinct(
+        f"{_NAMES[e.dataset]} (IF {e.imbalance_factor:g}, {e.largest_class} to "
+        f"{min(record.per_class['class_counts'])} images a class, {e.image_size} px)"
+        for e, record in zip(exps, records, strict=True)
+    )
+    network = _distinct(f"{e.model}, width {e.width}" for e in exps)
+    epochs = _distinct(f"{e.epochs} epochs" for e in exps)
+    seeds = ", ".join(str(seed) for seed in sorted({e.seed for e in exps}))
+    scale = _distinct(e.scale for e in exps)
+    return f"{images}; {network}; {epochs}; seeds {seeds}; scale {scale}"
+
+
+def cost(records: Sequence[Record]) -> str:
+    """Number of runs, median seconds and device, such as for a claim box."""
+    seconds = [float(record.timing["seconds"]) for record in records]
+    devices = _distinct(str(record.timing["device"]) for record in records)
+    typical = pd.Series(seconds).median()
+    return f"{len(seconds)} runs, median {typical:.0f} s each, on {devices}"
+
+
+def _distinct(names: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(names))
+
+
+def scores(records: Iterable[Record]) -> pd.DataFrame:
+    """Every accuracy of every run: one row a record, choice of epoch and group.
+
+    Columns ``scale dataset imbalance_factor method rho weight_decay seed setting
+    choice group value``; ``choice`` is ``last`` (primary) or ``best`` (on the test
+    set, the released code's habit); ``setting`` is the key without the seed.
+    """
+    return pd.DataFrame(
+        [
+            _identity(record) | {"choice": choice, "group": group, "value": value}
+            for record in records
+            for choice, found in (("last", record.accuracy), ("best", record.best))
+            for group, value in found._asdict().items()
+        ]
+    )
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    exp = record.experiment
+    row = {name: getattr(exp, name) for name in (*_IDENTITY, "seed")}
+    return row | {"setting": replace(exp.training, seed=0).key}
+
+
+def by_method(
+    records: Iterable[Record], by: Sequence[str] = ("dataset", "method")
+) -> pd.DataFrame:
+    """Mean, spread, 95 % t-interval and every seed's value of each method.
+
+    One row a method, choice (``last``, ``best``) and group (``overall``, ``head``,
+    ``mid``, ``tail``): ``scale, *by, choice, group, mean, sd, n, low, high, values,
+    seeds``. Fewer than three runs have no interval (NaN).
+
+    Args:
+        records: Runs; those of one method may differ in the seed only.
+        by: What tells methods apart; add ``"rho"`` for a study of radii.
+
+    Raises:
+        UsageError: No records, or runs that must not be pooled.
+    """
+    table = scores(records)
+    if table.empty:
+        raise UsageError("no records to report; run the study first")
+    _check_poolable(table, by)
+    rows = []
+    keys = ["scale", *by, "choice", "group"]
+    for names, part in table.groupby(keys, sort=False):
+        part = part.sort_values("seed")
+        values = tuple(part["value"])
+        row = dict(zip(keys, names, strict=True))
+        row |= inference.sample(values)._asdict()
+        row |= inference.t_interval(values)._asdict()
+        rows.append(row | {"values": values, "seeds": tuple(part["seed"])})
+    return pd.DataFrame(rows)
+
+
+def _check_poolable(table: pd.DataFrame, by: Sequence[str]) -> None:
+    for name in by:
+        one_of("column", name, table.columns)
+    for names, part in table.groupby(["scale", *by], sort=False):
+        label = " ".join(str(name) for name in names)
+        if part["setting"].nunique() > 1:
+            raise UsageError(
+                f"runs of {label} differ in more than the seed; tell them apart with "
+                "by=, for instance by=('dataset', 'method', 'rho')"
+            )
+        if part.duplicated(["seed", "choice", "group"]).any():
+            raise UsageError(f"a seed of {label} stands twice; give each run once")
+
+
+def summary(ours: pd.DataFrame, groups: Sequence[str] = tuple(MARGINS)) -> pd.DataFrame:
+    """``by_method`` as readers want it: methods down, last, best and their gap across.
+
+    Means with half the width of the 95 % t-interval, as text. The gap is what choosing
+    the epoch on the test set adds.
+    """
+    rows: dict[str, dict[tuple[str, str], str]] = {}
+    for (method, group), part in ours.groupby(["method", "group"], sort=False):
+        if group not in groups:
+            continue
+        last, best = (
+            part[part["choice"] == choice].iloc[0] for choice in ("last", "best")
+        )
+        row = rows.setdefault(str(method), {("", "runs"): str(last["n"])})
+        row[str(group), "last epoch"] = plus_minus(last)
+        row[str(group), "best on test"] = plus_minus(best)
+        row[str(group), "gap"] = f"{best['mean'] - last['mean']:+.1f}"
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def plus_minus(row: Any) -> str:
+    """Mean ± half the width of the interval, one decimal; just the mean without one."""
+    half = (row["high"] - row["low"]) / 2
+    return f"{row['mean']:.1f}" + (f" ± {half:.1f}" if half == half else "")
+
+
+def cells(
+    ours: pd.DataFrame, printed: pd.DataFrame, choice: str = "last"
+) -> pd.DataFrame:
+    """Ours beside the paper's, one row a printed number, with its verdict code.
+
+    At another scale than ``full`` a cell is another setting: no code. Head and mid
+    have no margin and so no code either. A row whose settings were not published is
+    X, one with fewer than three runs N.
+
+    Args:
+        ours: From ``by_method``, of one scale and dataset.
+        printed: ``paper("table1", dataset=…)``, or ``optimizers``.
+        choice: Epoch compared: ``last`` or ``best``.
+
+    Returns:
+        ``method group paper spread settings scale dataset mean sd n low high values
+        seeds difference code name note``.
+
+    Raises:
+        UsageError: More than one scale or dataset, or another dataset at full scale.
+    """
+    one_of("choice", choice, ("last", "best"))
+    scale = common_scale(ours, printed)
+    columns = [*CELL, "mean", "spread", "settings"]
+    theirs = printed[columns].rename(columns={"mean": "paper"})
+    chosen = ours[ours["choice"] == choice].drop(columns="choice")
+    table = theirs.merge(chosen, on=CELL, how="left")
+    table["n"] = table["n"].fillna(0).astype(int)
+    table["difference"] = table["mean"] - table["paper"]
+    verdicts = [_cell(row, scale) for _, row in table.iterrows()]
+    return table.join(pd.DataFrame(verdicts, index=table.index))
+
+
+def common_scale(ours: pd.DataFrame, printed: pd.DataFrame) -> str:
+    """The scale of all runs, after a check that the paper's numbers belong to them.
+
+    Below ``full`` scale the paper's numbers are another setting's, and may be another
+    dataset's.
+
+    Raises:
+        UsageError: See ``cells``.
+    """
+    for table, column in ((ours, "scale"), (ours, "dataset"), (printed, "dataset")):
+        if table[column].nunique() > 1:
+            names = _distinct(table[column])
+            raise UsageError(f"one {column} at a time, not {names}; take some rows")
+    scale, ours_of = (str(ours[column].iloc[0]) for column in ("scale", "dataset"))
+    if scale == "full" and ours_of != printed["dataset"].iloc[0]:
+        raise UsageError(f"the paper's numbers given are not of {ours_of}")
+    return scale
+
+
+def _cell(row: Any, scale: str) -> Verdict:
+    if scale != "full":
+        return Verdict("", "another setting than the paper's")
+    if row["group"] not in MARGINS:
+        return Verdict("", "no margin was fixed for this group")
+    if row["n"] < inference.FEWEST:
+        return inference.named("N")
+    if row["settings"] != "published":
+        return inference.named("X", "the paper's settings are not published")
+    ours = Sample(row["mean"], row["sd"], int(row["n"]))
+    theirs = Sample(row["paper"], row["spread"], PAPER_RUNS)
+    return inference.equivalence(ours, theirs, MARGINS[row["group"]])
+
+
+def headline(judged: pd.DataFrame) -> str:
+    """Counts of all verdicts, such as ``R 11 · r 3 · … of 21``; never a percentage."""
+    codes = judged["code"][judged["code"] != ""]
+    if codes.empty:
+        return "no cell carries a verdict: another setting than the paper's"
+    counts = " · ".join(f"{code} {(codes == code).sum()}" for code in inference.CODES)
+    return f"{counts} of {len(codes)}"
+
+
+def classes(class_counts: Sequence[int], names: Sequence[str]) -> pd.DataFrame:
+    """One row a class: ``name count group``."""
+    groups = data.class_groups(len(class_counts))
+    of = [name for name, group in groups.items() for _ in group]
+    return pd.DataFrame({"name": names, "count": class_counts, "group": of})
+
+
+def per_class(records: Iterable[Record]) -> pd.DataFrame:
+    """Last results of every class and run: accuracy (percent), training loss (nats).
+
+    Columns ``method seed label name count group accuracy train_loss``.
+    """
+    parts = []
+    for record in records:
+        exp, found = record.experiment, record.per_class
+        table = classes(found["class_counts"], sources.CLASS_NAMES[exp.dataset])
+        table.insert(0, "label", range(exp.num_classes))
+        table.insert(0, "seed", exp.seed)
+        table.insert(0, "method", exp.method)
+        table["accuracy"], table["train_loss"] = (
+            found[name] for name in ("last_accuracy", "train_loss")
+        )
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def through_training(records: Iterable[Record]) -> pd.DataFrame:
+    """Curves of every run: one row a kept epoch.
+
+    Columns ``method seed drw_epoch epoch overall head mid tail train_loss lr``.
+    """
+    parts = []
+    for record in records:
+        exp = record.experiment
+        table = pd.DataFrame({name: record.curves[name] for name in _CURVES})
+        table = table.rename(columns={"accuracy": "overall"})
+        table.insert(0, "drw_epoch", exp.drw_epoch)
+        table.insert(0, "seed", exp.seed)
+        table.insert(0, "method", exp.method)
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,122 @@
+"""Tables of curvature for readers: numbers with their bounds or ranges, in words.
+
+Table from ``curvature`` in, table of text or a sentence out. Brackets mark what a
+released mode reports though it is no eigenvalue of a fixed operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from saddlebook.findings.spectra import LAST, NONE, pick, subject
+
+
+def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
+    """For readers: both ends, their ratio, loss and gradient, one row a ``by``.
+
+    One run: value ± bound. More: mean and range over runs. Brackets: what a released
+    mode reports though it is no eigenvalue of a fixed operator.
+    """
+    names = {"label": "class", "data": "images from", "recurrence": "mode"}
+    if table.empty:
+        return pd.DataFrame({"spectra": [NONE]}, index=["–"])
+    rows = []
+    for keys, part in table.groupby(list(by), sort=False):
+        row = {names.get(k, k): key for k, key in zip(by, keys, strict=True)}
+        row |= {"images": f"{part['images'].iloc[0]:.0f}"}
+        row |= {"runs": part["seed"].nunique()}
+        row |= {
+            title: text(part, name)
+            for title, name in (
+                ("λmin", "lambda_min"), ("λmax", "lambda_max"),
+                ("|λmin/λmax|", "nonconvexity"),
+            )
+        }  # fmt: skip
+        row |= {"loss": f"{part['loss'].mean():.2g}"}
+        row |= {"‖g‖": f"{part['gradient_norm'].mean():.2g}"}
+        row |= {"slope": f"{part['slope'].mean():.2g}"}
+        row |= {"fall": f"{part['fall'].mean():+.2g}"}
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(names.get(by[0], by[0]))
+
+
+def ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """For readers: |λmin/λmax| after the last epoch, a row a class, as ``text`` has it.
+
+    A column a method and way to measure: images fixed, or as published.
+    """
+    part = pick(table, stage=LAST, mode=["clean", "as_published"])
+    part = part.sort_values(["label", "optimizer"], ascending=[True, False])
+    if part.empty:
+        return sheet(part)
+    part = part.assign(name=[subject(row) for _, row in part.iterrows()])
+    told: dict[str, dict[str, str]] = {}
+    for (name, method, mode), group in part.groupby(
+        ["name", "method", "mode"], sort=False
+    ):
+        column = f"{method}, {str(mode).replace('_', ' ')}"
+        told.setdefault(str(name), {})[column] = text(group, "nonconvexity")
+    wide = pd.DataFrame.from_dict(told, orient="index").fillna("–")
+    return wide.rename_axis("class, images")
+
+
+def text(part: pd.DataFrame, name: str) -> str:
+    """A number over runs with its bound or range; says where it is no result."""
+    values = part[name].dropna()
+    if values.empty:
+        return "not converged" if len(part) else NONE
+    if len(values) == 1:
+        told = f"{values.iloc[0]:.3g}"
+        bound = part.loc[values.index[0], f"{name}_bound"]
+        if not part["reported"].any():
+            told += f" ± {bound:.1g}"
+    else:
+        told = f"{values.mean():.3g} ({values.min():.3g} to {values.max():.3g})"
+    lost = len(part) - len(values)
+    told = f"[{told}]" if part["reported"].any() else told
+    return told + (f", {lost} not converged" if lost else "")
+
+
+def gaps(table: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
+    """Distance of our ratios, mean over runs, to the paper's at the same stage.
+
+    One row a method and way to measure: number of points, mean and largest distance;
+    only points measured in both ways count.
+    """
+    keys = ["method", "label", "stage"]
+    part = pick(table, mode=["as_published", "clean"])
+    wide = part.pivot_table("nonconvexity", keys, "mode")
+    modes = ["as_published", "clean"]
+    wide = wide.reindex(columns=modes).dropna().reset_index()
+    both = wide.merge(printed, on=keys)
+    rows = [
+        {"method": method, "measured": mode.replace("_", " "), "points": len(here)}
+        | {"mean distance": f"{away.mean():.2f}", "largest": f"{away.max():.2f}"}
+        for method, here in both.groupby("method")
+        for mode in modes
+        for away in [(here[mode] - here["nonconvexity"]).abs()]
+    ]
+    if not rows:
+        return sheet(table[:0])
+    return pd.DataFrame(rows).set_index("method")
+
+
+def coverage(table: pd.DataFrame) -> str:
+    """Runs and spectra behind a page, in words."""
+    if table.empty:
+        return NONE
+    runs = table.groupby("method", sort=False)["seed"].nunique()
+    told = ", ".join(f"{count} of {method}" for method, count in runs.items())
+    lost = int((table["nonconvexity"].isna() & ~table["reported"]).sum())
+    return f"{len(table)} spectra of networks: {told}; {lost} not converged"
+
+
+def spread(table: pd.DataFrame, name: str) -> str:
+    """Least, median and greatest of a column in words."""
+    values = table[name].dropna()
+    if values.empty:
+        return NONE
+    low, middle, high = values.min(), values.median(), values.max()
+    return f"{low:.2g} to {high:.2g} (median {middle:.2g})"

@@ -1,0 +1,225 @@
+"""One experiment in training: its replica, its schedule, its history, its files.
+
+Knows no other run; ``train.py`` takes one or many of these through their epochs.
+Legend: N images, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saddlebook import data, losses, optim
+from saddlebook.disk import checkpoint
+from saddlebook.errors import CorruptError, NumericalError
+from saddlebook.experiment import Experiment
+from saddlebook.train.engine import Hyper, State
+from saddlebook.train.graphs import Lane, Report
+from saddlebook.train.task import Task, build_replica, class_means, normalised
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished training leaves.
+
+    Attributes:
+        history: One row a tested epoch: epoch, train_loss, lr, accuracy per class [C].
+        train_loss: Cross-entropy of each class on its clean training images, eval
+            mode, last epoch, nats [C].
+        class_counts: [C].
+        seconds: Spent training and testing, over all resumes; of runs side by side
+            each has its share.
+        side_by_side: How many runs were trained together at the end.
+        resumes: How often the run was taken up again.
+        weights: Files of exported weights, by epoch.
+        digest: Of the dataset.
+    """
+
+    history: list[dict[str, Any]]
+    train_loss: list[float]
+    class_counts: tuple[int, ...]
+    seconds: float
+    side_by_side: int
+    resumes: int
+    weights: dict[int, Path]
+    digest: str
+
+
+class Run:
+    """One experiment in training: its replica, its history, its files."""
+
+    def __init__(
+        self, experiment: Experiment, task: Task, folder: Path, device: str
+    ) -> None:
+        self.experiment, self.task = experiment, task
+        self.folder = folder / f"{experiment.slug}"
+        self.replica = build_replica(experiment, task.class_counts, device)
+        self.lane = Lane(
+            self.replica, len(task.labels), task.test_images, task.test_labels
+        )
+        self.device = device
+        self.history: list[dict[str, Any]] = []
+        self.epoch, self.seconds, self.resumes = 0, 0.0, 0
+        self._saved_at, self._saved_epoch = time.monotonic(), 0
+        self._weights = losses.class_weights(task.class_counts, experiment.beta)
+        self._resume()
+        self._good = self._copy()
+
+    @property
+    def next_epoch(self) -> int | None:
+        """The epoch to train, or None after the last."""
+        return self.epoch + 1 if self.epoch < self.experiment.epochs else None
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether the epoch to train ends with a test pass."""
+        exp, epoch = self.experiment, self.epoch + 1
+        return epoch % exp.test_every == 0 or epoch in (exp.epochs, *exp.milestones)
+
+    def begin(self) -> None:
+        """Bring the next epoch's images and hyper-parameters to the device."""
+        epoch = self.epoch + 1
+        self.replica.model.train()
+        self.replica.begin_epoch(epoch)
+        self.lane.begin(*self._augmented(epoch), self._hyper(epoch))
+
+    def end(self, report: Report, seconds: float, save_every: float) -> dict[str, Any]:
+        """Take over a trained epoch; export and save if due."""
+        self._check_finite(report)
+        exp, tested, epoch = self.experiment, self.is_tested, self.epoch + 1
+        row: dict[str, Any] = {"epoch": epoch, "train_loss": report.loss}
+        if tested:
+            row |= {"lr": self._lr(epoch), "per_class": report.accuracy}
+            self.history.append(row)
+        self.epoch, self._good = epoch, self._copy()
+        self.seconds += seconds
+        if epoch in exp.milestones:
+            checkpoint.save(self.weights_file(epoch), self._meta(), self._exported())
+        if epoch == exp.epochs or time.monotonic() - self._saved_at > save_every:
+            self.save()
+        return row
+
+    def _augmented(self, epoch: int) -> tuple[Tensor, Tensor]:
+        task, exp = self.task, self.experiment
+        plan = data.epoch_plan(exp.seed, epoch, len(task.images), exp.image_size)
+        order = plan.order.to(self.device)
+        offsets, flips = plan.offsets.to(self.device), plan.flips.to(self.device)
+        crops = data.crop_flip(task.images[order], offsets[order], flips[order])
+        return normalised(exp, crops), task.labels[order]
+
+    def _lr(self, epoch: int) -> float:
+        exp = self.experiment
+        return optim.learning_rate(
+            epoch, lr=exp.lr, epochs=exp.epochs, drw_epoch=exp.drw_epoch
+        )
+
+    def _hyper(self, epoch: int) -> Hyper:
+        exp, like = self.experiment, self.replica.weights
+        rho = optim.radius(
+            epoch, rho=exp.rho, sam_epochs=exp.sam_epochs, drw_epoch=exp.drw_epoch
+        )
+        on = optim.reweighted(epoch, reweight=exp.reweight, drw_epoch=exp.drw_epoch)
+        weight = self._weights if on else torch.ones_like(self._weights)
+        return Hyper(
+            torch.tensor(self._lr(epoch), dtype=like.dtype, device=like.device),
+            torch.tensor(rho, dtype=like.dtype, device=like.device),
+            weight.to(like),
+            ascend=rho > 0,
+        )
+
+    def class_losses(self) -> list[float]:
+        """Training loss without class weights on clean training images, nats [C]."""
+        images = normalised(self.experiment, self.task.images)
+        logits, labels = self.replica.logits(images).double(), self.task.labels
+        adjusted = self.replica.objective.adjust(logits, labels)
+        nats = F.cross_entropy(adjusted, labels, reduction="none")
+        return class_means(nats, labels).tolist()
+
+    def outcome(self, side_by_side: int) -> Outcome:
+        """Everything a record needs, after the last epoch."""
+        files = {e: self.weights_file(e) for e in self.experiment.milestones}
+        return Outcome(
+            self.history,
+            self.class_losses(),
+            self.task.class_counts,
+            self.seconds,
+            side_by_side,
+            self.resumes,
+            {epoch: path for epoch, path in files.items() if path.exists()},
+            self.task.digest,
+        )
+
+    def weights_file(self, epoch: int) -> Path:
+        """Where the weights after ``epoch`` are exported."""
+        return self.folder / f"epoch{epoch:04d}.weights"
+
+    def _exported(self) -> dict[str, Tensor]:
+        model = self.replica.model
+        return {name: t.contiguous() for name, t in model.state_dict().items()}
+
+    def _copy(self) -> State:
+        return State(*(tensor.clone() for tensor in self.replica.state))
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment.to_dict(),
+            "digest": self.task.digest,
+            "epoch": self.epoch,
+            "history": self.history,
+            "seconds": self.seconds,
+            "resumes": self.resumes,
+        }
+
+    def save(self) -> None:
+        """Write the state of the last whole epoch, unless it is on disk already."""
+        if self.epoch > self._saved_epoch:
+            checkpoint.save(self._file, self._meta(), self._good._asdict())
+            self._saved_at, self._saved_epoch = time.monotonic(), self.epoch
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "latest.ckpt"
+
+    def _resume(self) -> None:
+        if not self._file.exists():
+            return
+        meta, tensors = checkpoint.load(self._file)
+        _check_same(meta, self._meta(), self._file)
+        self.replica.load(State(**tensors))
+        self.history, self.epoch = meta["history"], meta["epoch"]
+        self.seconds, self.resumes = meta["seconds"], meta["resumes"]
+        self._saved_epoch = self.epoch
+        if self.epoch < self.experiment.epochs:
+            self.resumes += 1
+
+    def _check_finite(self, report: Report) -> None:
+        if report.finite and math.isfinite(report.loss):
+            return
+        raise NumericalError(
+            f"{self.experiment.slug}: epoch {self.epoch + 1}, first non-finite tensor "
+            f"{self.replica.first_nonfinite() or 'loss'}; lower lr or rho; the state "
+            f"of epoch {self.epoch} is kept in {self._file}"
+        )
+
+
+def _check_same(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path
+) -> None:
+    """Refuse to continue another experiment or on other images."""
+    ours, theirs = wanted["experiment"], found["experiment"]
+    differing = [k for k in ours if ours[k] != theirs.get(k)]
+    if found["digest"] != wanted["digest"]:
+        differing.append("dataset digest")
+    if differing:
+        raise CorruptError(
+            f"{path} belongs to a run with other {', '.join(differing[:10])}; delete "
+            "it to train from the start, or bring the old setting back"
+        )

@@ -1,0 +1,300 @@
+"""The pipeline from chapter to page: what it lets through and what it refuses."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from records import record
+
+from saddlebook import book
+from saddlebook.book import chapters, page, parameters
+from saddlebook.errors import UsageError, VerifyError
+from saddlebook.experiment import Experiment
+
+ROOT = Path(__file__).parents[2]
+# Joined here, so that no file of the project names a path of a machine
+HOMES = ["/".join(("", *parts, "x")) for parts in (("home", "someone"), ("root",))]
+
+HEAD = """# %% [markdown]
+# # A chapter
+
+# %% tags=["parameters", "remove-cell"]
+scale = "lite"
+device = "cpu"
+results = "results"
+
+# %% tags=["hide-input"]
+from saddlebook.book import Page
+
+page = Page("ch01_toy", scale=scale, results=results, device=device)
+
+"""
+FOOTER = """
+# %% tags=["remove-input"]
+page.footer()
+"""
+
+
+@pytest.fixture
+def chapter(tmp_path):
+    """Writes a chapter with the given middle cells."""
+
+    def write(*cells: str, footer: str = FOOTER) -> Path:
+        path = tmp_path / "ch01_toy.py"
+        path.write_text(HEAD + "".join(f"# %%\n{c}\n\n" for c in cells) + footer)
+        return path
+
+    return write
+
+
+def run(path: Path, **parameters):
+    output = path.parent / "out.ipynb"
+    given = {"scale": "lite"} | parameters
+    return chapters.execute(path, output, given, root=path.parent, timeout=60)
+
+
+@pytest.mark.book
+def test_a_chapter_that_reaches_its_footer_succeeds(chapter):
+    notebook = run(chapter('page.value("seven", 7.04, ".1f")'))
+    (glued,) = notebook.cells[4].outputs[0]["data"].values()
+    assert glued == "'7.0'"
+    assert chapters.sentinel(notebook.cells[-1].outputs)["chapter"] == "ch01_toy"
+
+
+@pytest.mark.book
+@pytest.mark.parametrize(
+    ("cell", "cause"),
+    [
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "DeadKernel"),
+        ("raise SystemExit(0)", "stopped before its last cell|SystemExit"),
+        ("assert 1 == 2, 'claim not held'", "AssertionError: claim not held"),
+    ],
+)
+def test_a_chapter_that_stops_on_the_way_fails(chapter, cell, cause):
+    path = chapter(cell)
+    with pytest.raises(VerifyError, match=f"ch01_toy.*({cause})"):
+        run(path)
+
+
+@pytest.mark.book
+def test_a_chapter_without_footer_fails_although_every_cell_ran(chapter):
+    with pytest.raises(VerifyError, match="before its last cell"):
+        run(chapter("1 + 1", footer=""))
+
+
+@pytest.mark.book
+def test_missing_records_name_the_command(chapter):
+    path = chapter('records = page.records("table1_cifar100")')
+    with pytest.raises(
+        VerifyError, match="saddlebook run table1_cifar100 --scale lite"
+    ):
+        run(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"scael": "lite"}, "unknown parameter 'scael': did you mean 'scale'"),
+        ({"scale": 3}, "scale=3 must be a str"),
+        ({"scale": "ful"}, "unknown scale 'ful': did you mean 'full'"),
+        ({"rho = 1\nimport os": 1}, "unknown parameter"),
+        ({"__class__": 1}, "unknown parameter"),
+    ],
+)
+def test_bad_parameters_are_refused_before_a_kernel_starts(chapter, given, message):
+    path = chapter("1")
+    with pytest.raises(UsageError, match=message):
+        chapters.execute(path, path.parent / "out.ipynb", given, root=path.parent)
+    assert not (path.parent / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), "0,8", [0.5], None, True]
+)
+def test_a_number_must_be_a_finite_number(value):
+    with pytest.raises(UsageError, match="rho"):
+        parameters.check_parameters("rho = 0.5", {"rho": value})
+
+
+@given(st.text(max_size=20))
+def test_no_name_but_a_declared_one_is_a_parameter(name):
+    if name != "scale":
+        with pytest.raises(UsageError, match="unknown parameter"):
+            parameters.check_parameters("scale = 'lite'", {name: "lite"})
+
+
+def test_a_parameters_cell_holds_values_only():
+    with pytest.raises(UsageError, match="parameters cell"):
+        parameters.check_parameters("import os", {})
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_chapter_has_one_parameters_cell(tmp_path, count):
+    path = tmp_path / "ch01_toy.py"
+    path.write_text('# %% tags=["parameters"]\nscale = "lite"\n\n' * count + "# %%\n1")
+    with pytest.raises(UsageError, match=f"{count} cells tagged 'parameters'"):
+        chapters.execute(path, tmp_path / "out.ipynb", {})
+
+
+def notebook_with(output) -> nbformat.NotebookNode:
+    cell = nbformat.v4.new_code_cell("x", outputs=[output], metadata={"tags": []})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nbformat.v4.new_notebook(
+        cells=[cell], metadata={"kernelspec": kernel, "papermill": {"a": "b"}}
+    )
+
+
+def shown(**data):
+    ours = data.pop("ours", False)
+    return nbformat.v4.new_output(
+        "display_data", data=data, metadata={"saddlebook": {}} if ours else {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        (shown(**{"text/html": "<script>alert(1)</script>"}), "not the library's"),
+        (shown(**{"application/javascript": "1"}), "script"),
+        (nbformat.v4.new_output("stream", name="stderr", text="warning"), "stderr"),
+        (nbformat.v4.new_output("stream", text=HOMES[0]), "path"),
+        (shown(**{"text/html": f"<p>{HOMES[1]}", "ours": True}), "path"),
+        (shown(**{"text/plain": "C:\\\\Users\\\\me"}), "path"),
+    ],
+)
+def test_a_page_holds_no_foreign_html_stderr_or_machine_path(output, why):
+    with pytest.raises(VerifyError, match=why):
+        chapters.tidy(notebook_with(output), "ch01")
+
+
+def test_tidy_drops_run_metadata_and_views_that_have_an_html_twin():
+    view = "application/vnd.jupyter.widget-view+json"
+    output = shown(**{"text/html": '<div class="afm-static">', view: {}})
+    tidied = chapters.tidy(notebook_with(output), "ch01")
+    assert set(tidied.metadata) == {"kernelspec"}
+    assert set(tidied.cells[0].outputs[0].data) == {"text/html"}
+
+
+def test_injected_parameters_are_hidden_from_readers(chapter, tmp_path):
+    path = chapters.export(chapter("1"), tmp_path / "x.ipynb", {"scale": "quick"})
+    (cell,) = [c for c in nbformat.read(path, 4).cells if '"quick"' in c.source]
+    assert cell.metadata.tags == ["injected-parameters", "remove-cell"]
+
+
+@pytest.mark.parametrize("given", [None, {"scale": "quick"}])
+def test_exporting_twice_gives_the_same_bytes(chapter, tmp_path, given):
+    path = chapter("1")
+    first = chapters.export(path, tmp_path / "a.ipynb", given).read_bytes()
+    assert chapters.export(path, tmp_path / "b.ipynb", given).read_bytes() == first
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A site of one page with a script and a figure."""
+    (tmp_path / "a.html").write_text(
+        "<html>" + " " * 1000 + '<script src="a.js?v=1"></script><img src="f.png">'
+    )
+    (tmp_path / "a.js").write_text("1")
+    (tmp_path / "f.png").write_text("1")
+    return tmp_path
+
+
+def test_a_whole_site_passes(site):
+    book.check_pages(site, ["a"])
+
+
+def test_a_site_with_a_page_or_figure_missing_or_empty_is_refused(site):
+    (site / "f.png").write_text("")
+    with pytest.raises(VerifyError, match=r"f\.png is missing or empty"):
+        book.check_pages(site, ["a"])
+    with pytest.raises(VerifyError, match="page b is missing"):
+        book.check_pages(site, ["a", "b"])
+
+
+@pytest.mark.parametrize("link", ["https://cdn.example/x.js", "//cdn.example/x.js"])
+def test_a_site_that_loads_from_the_network_is_refused(site, link):
+    with (site / "a.html").open("a") as out:
+        out.write(f'<script src="{link}"></script>')
+    with pytest.raises(VerifyError, match="from the network"):
+        book.check_pages(site, ["a"])
+
+
+@pytest.fixture
+def toy_book(tmp_path):
+    """A book of one chapter with this book's settings."""
+    root = tmp_path / "toy"
+    (root / "book").mkdir(parents=True)
+    shutil.copy(ROOT / "_config.yml", root)
+    shutil.copytree(ROOT / "book/_static", root / "book/_static")
+    shutil.copy(ROOT / "book/references.bib", root / "book")
+    (root / "_toc.yml").write_text("format: jb-book\nroot: book/ch01_toy\n")
+    return root
+
+
+def write_toy(root: Path, cell: str) -> None:
+    text = HEAD.replace("A chapter", "A chapter with {glue:text}`seven` and $x^2$")
+    (root / "book/ch01_toy.py").write_text(f"{text}# %%\n{cell}\n{FOOTER}")
+
+
+@pytest.mark.book
+def test_a_book_is_built_whole_or_the_old_pages_stay(toy_book):
+    write_toy(toy_book, 'page.value("seven", 7.04, ".1f")')
+    made = book.build(toy_book)
+    html = (made / "book/ch01_toy.html").read_text()
+    assert "7.0" in html
+    assert "unpkg" not in html
+
+    write_toy(toy_book, "page.value('eight', 8)")  # the glued value is gone
+    with pytest.raises(VerifyError, match="seven"):
+        book.build(toy_book)
+    assert (made / "book/ch01_toy.html").read_text() == html
+
+
+def test_a_chapter_missing_or_not_listed_stops_the_book(toy_book):
+    with pytest.raises(VerifyError, match=r"missing \['ch01_toy'\]"):
+        book.build(toy_book)
+    write_toy(toy_book, "1")
+    shutil.copy(toy_book / "book/ch01_toy.py", toy_book / "book/ch02_more.py")
+    with pytest.raises(VerifyError, match=r"not listed \['ch02_more'\]"):
+        book.build(toy_book)
+
+
+def test_a_quick_book_is_never_published(toy_book):
+    with pytest.raises(UsageError, match="no evidence"):
+        book.build(toy_book, scale="quick")
+
+
+@given(st.text(max_size=200))
+def test_text_on_a_page_cannot_become_markup(text):
+    outputs = []
+    original, page._display = page._display, lambda data, **meta: outputs.append(data)
+    try:
+        page.Page("ch01_toy").claim(text, text, text, text)
+    finally:
+        page._display = original
+    inside = outputs[0]["text/html"]
+    assert inside.count("<") == inside.count(">")
+    assert "<script" not in inside.lower() or "&lt;script" in inside.lower()
+
+
+def test_values_that_are_not_finite_are_not_published():
+    with pytest.raises(UsageError, match="cannot quote"):
+        page.Page("ch01_toy").value("tail", float("nan"), ".1f")
+
+
+def test_the_page_names_its_parameters_like_the_command_line():
+    with pytest.raises(UsageError, match="did you mean 'lite'"):
+        page.Page("ch01_toy", scale="lit")
+    with pytest.raises(UsageError, match="unknown device"):
+        page.Page("ch01_toy", device="gpu9")
+
+
+def test_the_cost_of_a_page_counts_a_training_once():
+    measured = record()
+    trained = record(measured.experiment.training)
+    assert page.provenance([measured, trained])["Cost"].startswith("12 s of training")
+    other = record(Experiment(reweight="drw", seed=1))
+    assert page.provenance([measured, other])["Cost"].startswith("25 s of training")

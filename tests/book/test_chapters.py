@@ -1,0 +1,187 @@
+"""Every chapter keeps the book's rules, and runs at quick scale as readers run it."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from saddlebook.book import chapters
+from saddlebook.book.page import SMOKE
+
+ROOT = Path(__file__).parents[2]
+CHAPTERS = sorted((ROOT / "book").glob("*.py"))
+TEXTS = sorted((ROOT / "book").glob("*.md"))
+IMPORTS = {"saddlebook", "matplotlib", "numpy", "pandas", "torch"}
+PARAMETERS = 'scale = "lite"\ndevice = "cpu"\nresults = "results"'
+TAGS = {"parameters", "remove-cell", "hide-input", "remove-input"}
+
+every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+
+
+def cells(path, kind):
+    return [cell for cell in chapters.read(path).cells if cell.cell_type == kind]
+
+
+def tags(cell):
+    return set(cell.metadata.tags)
+
+
+def code_lines(cell):
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+def test_the_book_has_its_chapters():
+    assert len(CHAPTERS) >= 3
+    assert {path.stem for path in CHAPTERS} == {
+        path.stem for path in chapters.chapters(ROOT)
+    }
+
+
+@every_chapter
+def test_a_chapter_starts_with_title_and_parameters_and_ends_with_its_footer(path):
+    first, parameters, *_ = chapters.read(path).cells
+    assert first.source.startswith("# ")
+    assert tags(parameters) == {"parameters", "remove-cell"}
+    assert parameters.source == PARAMETERS
+    last = chapters.read(path).cells[-1]
+    assert last.source == "page.footer()"
+    assert tags(last) == {"remove-input"}
+    assert f'Page("{path.stem}"' in path.read_text().replace("(\n    ", "(")
+
+
+@every_chapter
+def test_cells_are_few_and_short_and_none_is_hidden_that_decides_a_number(path):
+    code = cells(path, "code")[1:]  # the parameters are no reader's business
+    shown = [cell for cell in code if not tags(cell) & {"hide-input", "remove-input"}]
+    assert len(code) <= 14, "two more than twelve: page set-up and footer"
+    assert all(len(code_lines(cell)) <= 12 for cell in shown)
+    assert all(len(code_lines(cell)) <= 20 for cell in code)
+    assert all("remove-cell" not in tags(cell) for cell in code)
+    assert set().union(*(tags(cell) for cell in code)) <= TAGS
+
+
+@every_chapter
+def test_a_chapter_defines_and_trains_nothing_itself(path):
+    for cell in cells(path, "code"):
+        nodes = list(ast.walk(ast.parse(cell.source)))
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.While)
+        assert not any(isinstance(node, kinds) for node in nodes)
+        banned = r"for epoch|\.backward\(|\.cuda\(|train\("
+        assert not re.search(banned, cell.source)
+        roots = {
+            name.split(".")[0]
+            for node in nodes
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+            )
+        }
+        assert roots <= IMPORTS
+
+
+@every_chapter
+def test_prose_is_short_and_types_no_result(path):
+    prose = "\n".join(cell.source for cell in cells(path, "markdown"))
+    text = re.sub(r"```.*?```|\$\$.*?\$\$|\$[^$]*\$|`[^`]*`", "", prose, flags=re.S)
+    assert len(text.split()) <= 1500
+    typed = re.findall(r"\d+\.\d+\s*(?:%|percent|points?)", text)
+    assert not typed, f"typed by hand: {typed}; publish it with page.value"
+
+
+@every_chapter
+def test_a_chapter_says_what_could_be_wrong_and_sets_two_exercises(path):
+    prose = "\n".join(cell.source for cell in cells(path, "markdown"))
+    assert "## What could be wrong" in prose
+    exercises = prose.split("## Summary and exercises")[1]
+    assert {"1.", "2."} <= set(re.findall(r"^\d\.", exercises, flags=re.M))
+
+
+@every_chapter
+def test_every_value_in_the_prose_is_published_by_the_chapter(path):
+    quoted = set(re.findall(r"\{glue:text\}`([^`:]+)`", path.read_text()))
+    published = set(re.findall(r'page\.value\(\s*"([^"]+)"', path.read_text()))
+    if "page.verdict(" in path.read_text():
+        published.add("verdict")
+    assert quoted <= published
+
+
+def test_every_work_cited_is_in_the_bibliography():
+    known = set(re.findall(r"@\w+\{(\w+),", (ROOT / "book/references.bib").read_text()))
+    for path in [*CHAPTERS, *TEXTS]:
+        for names in re.findall(r"\{cite:[pt]\}`([^`]+)`", path.read_text()):
+            assert set(names.split(",")) <= known, path.name
+
+
+def test_every_deviation_tagged_in_the_source_is_explained():
+    text = (ROOT / "book/deviations.md").read_text()
+    tagged = {
+        name
+        for path in (ROOT / "src").rglob("*.py")
+        for name in re.findall(r"DEVIATION\(([\w-]+)\)", path.read_text())
+    }
+    assert tagged
+    assert {name for name in tagged if f"| `{name}` |" not in text} == set()
+
+
+@pytest.fixture(scope="session")
+def quick_results(everyones):
+    """Records of quick runs, shared: what one chapter trained, the next one reads."""
+    shared = everyones / "chapters"
+    shared.mkdir(exist_ok=True)
+    return shared
+
+
+@pytest.mark.book
+@every_chapter
+def test_a_chapter_runs_at_quick_scale_through_papermill(path, tmp_path, quick_results):
+    given = {"scale": "quick", "device": "cpu", "results": str(quick_results)}
+    notebook = chapters.execute(path, tmp_path / "out.ipynb", given, root=tmp_path)
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    texts = [str(out.get("data", {}).get("text/plain", "")) for out in outputs]
+    assert SMOKE in texts
+    assert not [out for out in outputs if out.output_type == "error"]
+    mark = chapters.sentinel(notebook.cells[-1].outputs)
+    for slug, scale in mark["records"].items():
+        assert scale == "quick"
+        assert (quick_results / "quick" / f"{slug}.json").is_file()
+
+
+@pytest.mark.book
+@every_chapter
+def test_an_exported_chapter_runs_under_nbmake(path, tmp_path, quick_results):
+    given = {"scale": "quick", "device": "cpu", "results": str(quick_results)}
+    chapters.export(path, tmp_path / f"{path.stem}.ipynb", given)
+    command = [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, f"--rootdir={tmp_path}", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "1 passed" in done.stdout
+
+
+@pytest.mark.book
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["-p", "scael", "quick"], "unknown parameter 'scael': did you mean 'scale'"),
+        (["-p", "scale", "3"], "scale=3 must be a str"),
+    ],
+)
+def test_papermill_on_a_chapter_fails_loudly_on_a_wrong_parameter(
+    tmp_path, given, message
+):
+    exported = chapters.export(CHAPTERS[0], tmp_path / "chapter.ipynb")
+    command = [sys.executable, "-m", "papermill", str(exported), "-", *given]
+    done = subprocess.run(
+        [*command, "--no-progress-bar"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout

@@ -1,0 +1,183 @@
+"""What a record keeps of spectra: the plan, its resume, the models and losses."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from saddlebook import data, measure, runner
+from saddlebook.curvature import hessian
+from saddlebook.data import normalise
+from saddlebook.disk import checkpoint, files
+from saddlebook.errors import Stopped
+from saddlebook.experiment import Experiment, at_scale
+from saddlebook.train import train
+from saddlebook.train.task import prepare
+
+TINY = Experiment(
+    scale="quick", dataset="digits", max_count=20, imbalance_factor=4.0, image_size=8,
+    model="resnet8", width=2, epochs=3, drw_epoch=2, batch_size=32, reweight="drw",
+    spectra_at=(2, 3),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    return train([TINY.training], digits, tmp_path_factory.mktemp("work"))[0]
+
+
+def test_no_epochs_no_spectra(digits):
+    assert measure.plan(TINY.training) == []
+    assert measure.spectra(TINY.training, digits, {}) == []
+
+
+def test_the_plan_of_the_figure_measures_both_ways_at_every_epoch():
+    figure = at_scale(
+        Experiment(reweight="drw", spectra_at=Experiment().milestones), "lite"
+    )
+    items = measure.plan(figure)
+    names = [(i["epoch"], i["class"], i["mode"]) for i in items]
+    assert len(set(names)) == len(names)
+    for epoch in figure.spectra_at:
+        for class_ in (5, 7, 8, 9):
+            assert (epoch, class_, "clean") in names
+            assert (epoch, class_, "as_published") in names
+    last = figure.spectra_at[-1]
+    assert {c for e, c, m in names if e == last and m == "clean"} == set(range(10))
+
+
+def test_a_single_epoch_means_one_clean_spectrum_of_every_class():
+    items = measure.plan(replace(TINY, spectra_at=(3,)))
+    names = [(i["epoch"], i["class"], i["mode"]) for i in items]
+    assert names == [(3, class_, "clean") for class_ in range(10)]
+
+
+def test_no_spectrum_uses_more_images_than_the_experiment_allows(digits, trained):
+    few = replace(TINY, spectra_images=6)
+    assert few.training == TINY.training
+    task = prepare(few, digits)
+    assert (task.class_counts[0], task.class_counts[9]) == (20, 5)
+    model = measure.load_model(few, trained.weights[3])
+
+    def images(class_, **how):
+        item = measure._item(3, class_, "clean", **how)
+        item |= {"limit": measure._limit(few, task, item["cut"])}
+        return measure._measured(few, task, task.test_images, model, item)["images"]
+
+    assert images(0) == 6
+    assert images(9) == 5
+    assert images(0, cut=9) == 5
+    assert images(0, held_out=True) == 6
+
+
+def test_exported_weights_give_the_trained_network_back(digits, trained):
+    model = measure.load_model(TINY, trained.weights[3])
+    task = prepare(TINY, digits)
+    hits = (model(task.test_images).argmax(1) == task.test_labels).double()
+    assert 100 * float(hits.mean()) == pytest.approx(
+        sum(trained.history[-1]["per_class"]) / 10, abs=0.5
+    )
+
+
+def test_the_loss_measured_is_the_training_loss_of_the_class(digits, trained):
+    task = prepare(TINY, digits)
+    model = measure.load_model(TINY, trained.weights[3])
+    rows = task.labels == 4
+    loss = measure.class_loss(TINY, task)
+    nats = loss(model(normalise(task.images[rows])), task.labels[rows])
+    assert float(nats.detach()) == pytest.approx(trained.train_loss[4], rel=1e-4)
+
+
+def test_a_stopped_measurement_goes_on_where_it_was(
+    digits, trained, tmp_path, monkeypatch
+):
+    weights = {}
+    for epoch, path in trained.weights.items():
+        weights[epoch] = tmp_path / path.name
+        weights[epoch].write_bytes(path.read_bytes())
+    short = [i for i in measure.plan(TINY) if i["class"] == 9 and i["of"] == "clean"]
+    monkeypatch.setattr(measure, "plan", lambda experiment: short)
+    asked = iter([False, True])
+    with pytest.raises(Stopped, match="after 1 of"):
+        measure.spectra(TINY, digits, weights, halted=lambda: next(asked))
+    before = (tmp_path / "spectra.json").read_text()
+    done = measure.spectra(TINY, digits, weights)
+    assert [item["mode"] for item in done] == [item["mode"] for item in short]
+    assert before.strip("[]\n ") in (tmp_path / "spectra.json").read_text()
+
+
+@pytest.fixture
+def lone_spectrum(trained, tmp_path, monkeypatch):
+    """Weights in a folder of their own, and a plan of one spectrum of class 0."""
+    files = {e: tmp_path / path.name for e, path in trained.weights.items()}
+    for epoch, path in trained.weights.items():
+        files[epoch].write_bytes(path.read_bytes())
+    only = [measure._item(3, 0, "clean")]
+    monkeypatch.setattr(measure, "plan", lambda experiment: only)
+    return files
+
+
+def test_kept_spectra_serve_only_the_number_of_images_they_were_measured_with(
+    digits, lone_spectrum
+):
+    few = replace(TINY, spectra_images=5)
+    (first,) = measure.spectra(few, digits, lone_spectrum)
+    (second,) = measure.spectra(TINY, digits, lone_spectrum)
+    assert (first["images"], second["images"]) == (5, 20)
+    assert "origin" not in first
+    assert measure.spectra(few, digits, lone_spectrum) == [first]
+
+
+@pytest.mark.parametrize("changed", ["curvature", "numerics", "weights"])
+def test_kept_spectra_serve_only_the_weights_and_code_they_come_from(
+    digits, lone_spectrum, changed
+):
+    file = lone_spectrum[3].with_name("spectra.json")
+    honest = measure.spectra(TINY, digits, lone_spectrum)
+    (kept,) = files.load_json(file)
+    planted = kept | {"lambda_min": -99.0}
+    file.write_bytes(files.dump_json([planted]))
+    assert measure.spectra(TINY, digits, lone_spectrum)[0]["lambda_min"] == -99.0
+    origin = planted["origin"] | {changed: "0" * 16}
+    file.write_bytes(files.dump_json([planted | {"origin": origin}]))
+    assert measure.spectra(TINY, digits, lone_spectrum) == honest
+
+
+def test_spectra_kept_before_origins_were_are_taken_as_this_code_s(
+    digits, lone_spectrum
+):
+    file = lone_spectrum[3].with_name("spectra.json")
+    honest = measure.spectra(TINY, digits, lone_spectrum)
+    old = honest[0] | {"lambda_min": -99.0}
+    for item in (old, {k: v for k, v in old.items() if k != "limit"}):
+        file.write_bytes(files.dump_json([item]))
+        assert measure.spectra(TINY, digits, lone_spectrum)[0]["lambda_min"] == -99.0
+    file.write_bytes(files.dump_json([old | {"limit": 7}]))
+    assert measure.spectra(TINY, digits, lone_spectrum) == honest
+
+
+def test_a_record_with_spectra_answers_by_class_epoch_and_mode(tmp_path):
+    record = runner.run(TINY, work=tmp_path)
+    tail = record.spectrum(class_=9, epoch=3)
+    assert tail.lambda_min <= tail.lambda_max
+    assert record.spectrum(9, 3, "as_published").steps == 100
+    task = prepare(TINY, data.load("digits"))
+    path = tmp_path / TINY.training.slug / "epoch0003.weights"
+    again = hessian.spectrum(
+        measure.load_model(TINY, path),
+        measure.class_loss(TINY, task),
+        normalise(task.images[task.labels == 9]),
+        task.labels[task.labels == 9],
+        rtol=0.01,
+    )
+    assert tail.lambda_max == pytest.approx(again.lambda_max, rel=1e-5)
+    # the same training serves the experiment without measurements
+    meta, _ = checkpoint.load(path)
+    assert meta["experiment"] == TINY.training.to_dict()
+    assert replace(TINY, spectra_at=()) == TINY.training
+    assert torch.isfinite(torch.tensor(tail.gradient_norm))

@@ -1,0 +1,77 @@
+"""Figures of chapter 3: they draw what the tables hold, and slimming loses no word."""
+
+import re
+
+import numpy as np
+import pytest
+
+from saddlebook.figures import portraits
+from saddlebook.figures import style as svg
+from saddlebook.theory import escapes
+
+
+@pytest.fixture(scope="module")
+def table():
+    return escapes.moments((0.5, 1.5, 3.0), draws=2_000)
+
+
+@pytest.fixture(scope="module")
+def picture(table):
+    return svg.inline(portraits.factor({"same": table}).figure)
+
+
+def test_factor_draws_measured_and_predicted(table):
+    ax = portraits.factor({"same": table, "again": table})
+    points = np.concatenate([np.column_stack(line.get_data()) for line in ax.lines])
+    for x, y in table[["a", "measured"]].to_numpy():
+        assert (np.isclose(points, (x, y)).all(axis=1)).sum() == 2
+    for x, y in table[["a", "drift"]].to_numpy():
+        assert (np.isclose(points, (x, y)).all(axis=1)).sum() == 2
+    labels = ax.get_legend_handles_labels()[1]
+    assert labels == ["second moment (1 − a)²", "mean step 1 − a", "same", "again"]
+    assert f"{table['measured'].iloc[-1]:.2f} at 3" in ax.get_label()
+
+
+def test_escape_maps_leave_blank_what_never_escapes():
+    one = escapes.escape_map(normalised=True, cells=12, steps=200)
+    ax = portraits.escape_maps([one, one])
+    (mesh,) = [c for c in ax.collections if c.get_array() is not None]
+    shown = np.ma.filled(mesh.get_array(), np.nan)
+    np.testing.assert_array_equal(np.isnan(shown), np.isinf(one.times))
+    assert "stays for 200 steps" in ax.get_label()
+    assert [line.get_xydata().T.tolist() for line in ax.lines] == [
+        edge.tolist() for edge in one.edges
+    ]
+
+
+def test_the_portrait_counts_who_stays_at_the_saddle():
+    left, right = portraits.portrait(0.3).figure.axes
+    assert left.get_label().startswith("0 of 12")
+    assert right.get_label().startswith("6 of 12")
+
+
+def test_arrivals_draws_a_line_for_each_noise():
+    table = escapes.arrivals((0.0, 0.5), (0.0, 0.1), runs=5)
+    ax = portraits.arrivals({"none": table})
+    assert ax.get_legend_handles_labels()[1] == ["σ = 0", "σ = 0.1"]
+    assert ax.lines[0].get_ydata().tolist() == [100, 0]
+    assert ax.lines[3].get_xdata()[0] == pytest.approx(0.16, abs=0.001)
+
+
+def test_slimming_keeps_words_description_and_references(picture):
+    slim = portraits.slim(picture)
+    words = re.compile(r"<text[^>]*>([^<]*)</text>")
+    assert words.findall(slim) == words.findall(picture)
+    label = re.compile(r'aria-label="[^"]*"')
+    assert label.findall(slim) == label.findall(picture)
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', slim))
+    assert used == set(re.findall(r' id="([^"]*)"', slim))
+    assert len(slim) < 0.7 * len(picture)
+
+
+def test_slimming_moves_nothing_by_a_tenth_of_a_pixel(picture):
+    place = re.compile(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"')
+    before = np.array(place.findall(picture), dtype=float)
+    after = np.array(place.findall(portraits.slim(picture)), dtype=float)
+    assert len(before) > 5
+    assert np.abs(before - after).max() < 0.1
