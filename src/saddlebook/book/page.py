@@ -62,7 +62,7 @@ class Page:
         one_of("device", str(device).split(":")[0], ("cpu", "cuda"))
         self.chapter, self.scale, self.device = chapter, scale, str(device)
         self.results = Path(results) if scale == "quick" else _results(Path(results))
-        self._shown: dict[str, Record] = {}
+        self._shown: dict[Experiment, Record] = {}
         if scale == "quick":
             _show(f'<p class="sb-banner" role="note">{SMOKE}</p>', SMOKE)
 
@@ -100,7 +100,7 @@ class Page:
 
     def show_records(self, found: Sequence[Record]) -> None:
         """Name records in the footer, and say their number and scales in a line."""
-        self._shown |= {record.key: record for record in found}
+        self._shown |= {record.experiment: record for record in found}
         by_scale = Counter(record.experiment.scale for record in found)
         for scale, count in by_scale.items():
             note = f"{count} records at {scale} scale: {_SCALE_NOTES[scale]}."

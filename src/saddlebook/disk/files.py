@@ -22,12 +22,20 @@ from saddlebook.errors import LockedError, MachineError, ResourceError, explaine
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
+def write_whole(
+    path: str | os.PathLike[str], data: bytes, replace: bool = True
+) -> Path:
     """Write ``data`` so that a reader sees the old file or the new one, never a part.
 
     Temporary file in the same folder, fsync, rename, fsync of the folder.
 
+    Args:
+        path: Where to; its folder is made.
+        data: All of it.
+        replace: False: of writers at the same moment one wins, the others are told.
+
     Raises:
+        FileExistsError: It is there and not to be replaced.
         ResourceError: The disk is full; the old file is kept.
         MachineError: The folder cannot be written; the old file is kept.
     """
@@ -39,13 +47,27 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
-        os.replace(partial, path)
+        (os.replace if replace else _place)(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
+        if not replace and path.exists():
+            raise FileExistsError(path) from error
         raise _explained(error, path, len(data)) from error
     return path
+
+
+def _place(partial: Path, path: Path) -> None:
+    """Rename to a name that nobody has."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        os.replace(partial, path)  # a file system without second names
+    else:
+        partial.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
