@@ -1,4 +1,4 @@
-"""Experiments to Records: what is missing is trained, measured and stored.
+"""Makes records of experiments: trains, measures and stores what is missing.
 
 The only module that joins training, measuring and the store.
 """

@@ -1,4 +1,4 @@
-"""A folder of records: one file per run, written whole, checked on reading, a table."""
+"""Keeps records in a folder: one file per run, written whole and checked when read."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Store:
         return records
 
     def table(self, records: Sequence[Record] | None = None) -> pd.DataFrame:
-        """One row a record: experiment, accuracies (percent), tail train loss, time."""
+        """One row per record: experiment, accuracies (percent), tail train loss, time."""
         import pandas as pd
 
         chosen = self.records() if records is None else records

@@ -107,7 +107,7 @@ def judge(
         choice: ``last`` or ``best`` epoch.
 
     Returns:
-        One row a comparison: its fields and ``n difference low high p p_holm p_none
+        One row per comparison: its fields and ``n difference low high p p_holm p_none
         paper verdict holds values seeds``.
 
     Raises:
@@ -253,7 +253,7 @@ def printed_effects(
         unknown_spread: Taken for the one misprinted spread (0.2 or 1.2).
 
     Returns:
-        One row a dataset and comparison: its fields and ``difference p p_holm``.
+        One row per dataset and comparison: its fields and ``difference p p_holm``.
     """
     table = printed.fillna({"spread": unknown_spread})
     columns = [table[name] for name in ("dataset", *CELL, "mean", "spread")]

@@ -104,7 +104,7 @@ def judge(
         scale: Named in the commands where there is nothing yet.
 
     Returns:
-        One row a hypothesis: ``hypothesis statement scale missing p p_against
+        One row per hypothesis: ``hypothesis statement scale missing p p_against
         verdict note``, the p-values Holm-adjusted, NaN where not tested. ``note`` says
         what tuning chose, or which commands make what is missing.
     """
@@ -224,7 +224,7 @@ def estimates(
         scale: See ``judge``.
 
     Returns:
-        One row a contrast: ``hypothesis contrast group bound scale n mean low high
+        One row per contrast: ``hypothesis contrast group bound scale n mean low high
         values``; means and intervals NaN where too few runs are there.
     """
     runs = {record.experiment.training: record for record in records}

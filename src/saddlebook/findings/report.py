@@ -39,7 +39,7 @@ _IDENTITY = ("scale", "dataset", "imbalance_factor", "method", "rho", "weight_de
 def paper(
     table: str, dataset: str | None = None, results: str | Path = RESULTS
 ) -> pd.DataFrame:
-    """A table or figure of the paper as printed, one row a number.
+    """A table or figure of the paper as printed, one row per number.
 
     Args:
         table: ``table1``, ``optimizers``, ``rho``, ``large``, ``spectra``,
@@ -86,7 +86,7 @@ def _distinct(names: Iterable[str]) -> str:
 
 
 def scores(records: Iterable[Record]) -> pd.DataFrame:
-    """Every accuracy of every run: one row a record, choice of epoch and group.
+    """Every accuracy of every run: one row per record, choice of epoch and group.
 
     Columns ``scale dataset imbalance_factor method rho weight_decay seed setting
     choice group value``; ``choice`` is ``last`` (primary) or ``best`` (on the test
@@ -113,7 +113,7 @@ def by_method(
 ) -> pd.DataFrame:
     """Mean, spread, 95 % t-interval and every seed's value of each method.
 
-    One row a method, choice (``last``, ``best``) and group (``overall``, ``head``,
+    One row per method, choice (``last``, ``best``) and group (``overall``, ``head``,
     ``mid``, ``tail``): ``scale, *by, choice, group, mean, sd, n, low, high, values,
     seeds``. Fewer than three runs have no interval (NaN).
 
@@ -183,7 +183,7 @@ def plus_minus(row: Any) -> str:
 def cells(
     ours: pd.DataFrame, printed: pd.DataFrame, choice: str = "last"
 ) -> pd.DataFrame:
-    """Ours beside the paper's, one row a printed number, with its verdict code.
+    """Ours beside the paper's, one row per printed number, with its verdict code.
 
     At another scale than ``full`` a cell is another setting: no code. Head and mid
     have no margin and so no code either. A row whose settings were not published is
@@ -256,7 +256,7 @@ def headline(judged: pd.DataFrame) -> str:
 
 
 def classes(class_counts: Sequence[int], names: Sequence[str]) -> pd.DataFrame:
-    """One row a class: ``name count group``."""
+    """One row per class: ``name count group``."""
     groups = data.class_groups(len(class_counts))
     of = [name for name, group in groups.items() for _ in group]
     return pd.DataFrame({"name": names, "count": class_counts, "group": of})
@@ -282,7 +282,7 @@ def per_class(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def through_training(records: Iterable[Record]) -> pd.DataFrame:
-    """Curves of every run: one row a kept epoch.
+    """Curves of every run: one row per kept epoch.
 
     Columns ``method seed drw_epoch epoch overall head mid tail train_loss lr``.
     """

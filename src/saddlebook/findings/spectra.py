@@ -44,7 +44,7 @@ COLUMNS = (
 
 
 def spectra(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a spectrum; may be empty, with its columns.
+    """One row per spectrum; may be empty, with its columns.
 
     ``stage`` is the epoch of the paper's figure that ``epoch`` stands for; ``data`` is
     ``training``, ``held out`` or ``cut``; ``recurrence`` the mode without that.
@@ -144,7 +144,7 @@ def label(table: pd.DataFrame, one: int) -> int:
 def causes(table: pd.DataFrame) -> pd.DataFrame:
     """The 2×2 table, last epoch: ratio by images (fixed, redrawn) and β.
 
-    One row a method, class and run with all four: ``method label seed`` and ``fixed,
+    One row per method, class and run with all four: ``method label seed`` and ``fixed,
     after``, ``fixed, before``, ``redrawn, after``, ``redrawn, before``.
     """
     cells = {

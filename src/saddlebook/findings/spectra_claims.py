@@ -131,7 +131,7 @@ def judge(table: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
         claims: To judge.
 
     Returns:
-        One row a claim: ``claim n agree against mean low high p values code name``.
+        One row per claim: ``claim n agree against mean low high p values code name``.
         ``code`` is ``holds``, ``fails``, ``open``, or ``N`` below five seeds; ``p``
         the one-sided sign test's, not adjusted.
     """

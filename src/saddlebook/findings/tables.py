@@ -14,7 +14,7 @@ from saddlebook.findings.spectra import LAST, NONE, pick, subject
 
 
 def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
-    """For readers: both ends, their ratio, loss and gradient, one row a ``by``.
+    """For readers: both ends, their ratio, loss and gradient, one row per ``by``.
 
     One run: value ± bound. More: mean and range over runs. Brackets: what a released
     mode reports though it is no eigenvalue of a fixed operator.
@@ -43,7 +43,7 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
 
 
 def ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """For readers: |λmin/λmax| after the last epoch, a row a class, as ``text`` has it.
+    """For readers: |λmin/λmax| after the last epoch, a row per class, as ``text`` has it.
 
     A column a method and way to measure: images fixed, or as published.
     """
@@ -82,7 +82,7 @@ def text(part: pd.DataFrame, name: str) -> str:
 def gaps(table: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
     """Distance of our ratios, mean over runs, to the paper's at the same stage.
 
-    One row a method and way to measure: number of points, mean and largest distance;
+    One row per method and way to measure: number of points, mean and largest distance;
     only points measured in both ways count.
     """
     keys = ["method", "label", "stage"]

@@ -1,4 +1,4 @@
-"""Chapter 4: Lanczos on operators whose spectrum is known, as tables.
+"""Tests Lanczos on operators whose spectrum is known, for chapter 4.
 
 Knows lists of eigenvalues; draws nothing (that is ``known_figures``). An operator here
 is diagonal: Lanczos starts from random signs and does not care for the basis.
@@ -201,7 +201,7 @@ def one_probe(kind: str, seeds: int = 20, steps: int = 40) -> pd.DataFrame:
     """Error of one probe's mean eigenvalue, with and without lines of weight 1/n.
 
     Returns:
-        One row a seed: ``raw`` and ``lines``, over the mean absolute eigenvalue.
+        One row per seed: ``raw`` and ``lines``, over the mean absolute eigenvalue.
     """
     values = eigenvalues(kind)
     truth, scale = values.mean(), np.abs(values).mean()

@@ -1,4 +1,4 @@
-"""Oddities of the released code that a few lines of arithmetic settle at once.
+"""Settles oddities of the released code that a few lines of arithmetic decide.
 
 Each function computes one number live, from the library's own losses and layers; what
 needs trained networks is in the records.

@@ -1,4 +1,4 @@
-"""An experiment made ready: its images on the device, its network and loss.
+"""Makes an experiment ready: its images on the device, its network and loss.
 
 Where ``Experiment`` meets data, models and losses; nothing here trains.
 Legend: N images, C classes.
