@@ -150,7 +150,7 @@ class Store:
         return records
 
     def table(self, records: Sequence[Record] | None = None) -> pd.DataFrame:
-        """One row per record: experiment, accuracies (percent), tail train loss, time."""
+        """One row per record: experiment, accuracies (percent), tail loss, time."""
         import pandas as pd
 
         chosen = self.records() if records is None else records

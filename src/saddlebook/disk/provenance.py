@@ -195,7 +195,7 @@ def code_digest(modules: tuple[str, ...], folder: Path = _PACKAGE) -> str:
 
 
 def essence(source: str) -> str:
-    """The code's tokens, a line a statement."""
+    """The code's tokens, a line per statement."""
     lines: list[list[str]] = [[]]
     for kind, text in _tokens(source):
         if kind == tokenize.NEWLINE:

@@ -31,7 +31,7 @@ def printed_tails(printed: pd.DataFrame) -> str:
 
 
 def comparison(records: Sequence[Record], printed: pd.DataFrame) -> pd.DataFrame:
-    """Ours beside the paper's, one row an optimizer.
+    """Ours beside the paper's, one row per optimizer.
 
     The verdict is X where the paper's settings are not published; else it is that of
     ``report.cells``, which gives one at ``full`` scale only.

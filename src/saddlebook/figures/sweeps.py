@@ -1,6 +1,7 @@
 """Accuracy over a swept setting: tables, curves and the radius explorer.
 
-Tables have one row per run. Accuracies are test accuracies after the last epoch, percent.
+Tables have one row per run. Accuracies are test accuracies after the last epoch, in
+percent.
 """
 
 from __future__ import annotations

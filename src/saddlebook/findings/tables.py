@@ -43,7 +43,7 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
 
 
 def ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """For readers: |λmin/λmax| after the last epoch, a row per class, as ``text`` has it.
+    """For readers: |λmin/λmax| after the last epoch, a row per class; see ``text``.
 
     A column a method and way to measure: images fixed, or as published.
     """

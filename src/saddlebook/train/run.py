@@ -31,7 +31,7 @@ class Outcome:
     """What a finished training leaves.
 
     Attributes:
-        history: One row per tested epoch: epoch, train_loss, lr, accuracy per class [C].
+        history: One row per tested epoch: epoch, train_loss, lr, class accuracy [C].
         train_loss: Cross-entropy of each class on its clean training images, eval
             mode, last epoch, nats [C].
         class_counts: [C].
