@@ -10,12 +10,16 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from saddlebook import studies
 from saddlebook.experiment import Experiment, at_scale
+from saddlebook.findings import claims
 from saddlebook.store import Store
 
 if TYPE_CHECKING:
     from saddlebook.book.page import Page
+    from saddlebook.findings.claims import Family
     from saddlebook.record import Record
 
 
@@ -46,6 +50,27 @@ def gather(
         for record in page.records(list(dict.fromkeys(runs))) if runs else ():
             found[record.experiment] = record
     return {n: [found[at_scale(e, scales[n])] for e in there[n]] for n in names}
+
+
+def dynamics(page: Page) -> list[Record]:
+    """Records with spectra that are there; at ``quick`` the first seed is trained."""
+    if page.scale == "quick":
+        return page.records(studies.dynamics(seeds=(0,)))
+    return gather(page, "dynamics")["dynamics"]
+
+
+def verdicts(page: Page, *families: Family) -> pd.DataFrame:
+    """What became of all claims of some families, from every record there is.
+
+    The same families give the same verdicts on every page.
+    """
+    parts = []
+    for family in families:
+        wanted = [at_scale(e, page.scale) for e in family.experiments("full")]
+        better = family.experiments("full") if page.scale == "lite" else []
+        some = page.present([*better, *wanted])
+        parts.append(claims.judge(family, some, page.scale))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _smoke(experiments: Sequence[Experiment]) -> list[Experiment]:

@@ -22,8 +22,10 @@ from saddlebook.data import sources
 from saddlebook.errors import UsageError, one_of
 from saddlebook.findings import inference
 from saddlebook.findings.inference import Sample, Verdict
+from saddlebook.studies import TUNING_SEEDS
 
 if TYPE_CHECKING:
+    from saddlebook.experiment import Experiment
     from saddlebook.record import Record
 
 RESULTS = Path(__file__).resolve().parents[3] / "results"
@@ -108,6 +110,59 @@ def _identity(record: Record) -> dict[str, Any]:
     return row | {"setting": replace(exp.training, seed=0).key}
 
 
+def once(records: Iterable[Record]) -> list[Record]:
+    """Each training once, of reported seeds: without its spectra where it stands twice.
+
+    Sorted by method and seed.
+    """
+    known = sorted(records, key=lambda r: not r.experiment.spectra_at)
+    found = {r.experiment.training: r for r in known}
+    runs = [r for r in found.values() if r.experiment.seed not in TUNING_SEEDS]
+    return sorted(runs, key=lambda r: (r.experiment.method, r.experiment.seed))
+
+
+def replicates(records: Iterable[Record]) -> pd.DataFrame:
+    """Runs made twice with one seed, by two versions of the code: what luck adds.
+
+    One row per run: ``method seed`` and ``overall tail`` as ``again − first``. A record
+    that only measures more of the same training is no second run.
+    """
+    twins: dict[Experiment, dict[str, Record]] = {}
+    for record in sorted(records, key=lambda r: str(r.provenance["started"])):
+        known = twins.setdefault(record.experiment.training, {})
+        known.setdefault(str(record.provenance["numerics"]), record)
+    rows = []
+    for exp, known in twins.items():
+        if len(known) > 1:
+            first, again = list(known.values())[:2]
+            row: dict[str, Any] = {"method": exp.method, "seed": exp.seed}
+            for group in MARGINS:
+                new, old = (
+                    getattr(again.accuracy, group),
+                    getattr(first.accuracy, group),
+                )
+                row |= {f"{group} first": old, group: new - old}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def rerun_noise(twins: pd.DataFrame, group: str = "tail") -> dict[str, float]:
+    """Standard deviations, points: of one run repeated, and of the seeds beside it.
+
+    ``rerun`` is that of a single run, from the differences; ``seeds`` that of the first
+    runs around their method's mean; ``largest`` the largest difference.
+    """
+    off = twins[group]
+    first = twins.groupby("method")[f"{group} first"]
+    inside = twins[f"{group} first"] - first.transform("mean")
+    return {
+        "rerun": float((off**2).mean() / 2) ** 0.5,
+        "difference": float((off**2).mean()) ** 0.5,
+        "seeds": float((inside**2).sum() / (len(twins) - first.ngroups)) ** 0.5,
+        "largest": float(off.abs().max()),
+    }
+
+
 def by_method(
     records: Iterable[Record], by: Sequence[str] = ("dataset", "method")
 ) -> pd.DataFrame:
@@ -183,11 +238,11 @@ def plus_minus(row: Any) -> str:
 def cells(
     ours: pd.DataFrame, printed: pd.DataFrame, choice: str = "last"
 ) -> pd.DataFrame:
-    """Ours beside the paper's, one row a printed number, with its verdict code.
+    """Ours beside the paper's, one row per printed number, with its verdict.
 
-    At another scale than ``full`` a cell is another setting: no code. Head and mid
-    have no margin and so no code either. A row whose settings were not published is
-    X, one with fewer than three runs N.
+    At another scale than ``full`` a cell is another setting: no verdict. Head and mid
+    have no margin and so no verdict either. A row whose settings were not published,
+    or with fewer than three runs, is undecided.
 
     Args:
         ours: From ``by_method``, of one scale and dataset.
@@ -196,7 +251,7 @@ def cells(
 
     Returns:
         ``method group paper spread settings scale dataset mean sd n low high values
-        seeds difference code name note``.
+        seeds difference word reason note``.
 
     Raises:
         UsageError: More than one scale or dataset, or another dataset at full scale.
@@ -237,22 +292,23 @@ def _cell(row: Any, scale: str) -> Verdict:
         return Verdict("", "another setting than the paper's")
     if row["group"] not in MARGINS:
         return Verdict("", "no margin was fixed for this group")
-    if row["n"] < inference.FEWEST:
-        return inference.named("N")
     if row["settings"] != "published":
-        return inference.named("X", "the paper's settings are not published")
+        return Verdict(inference.UNDECIDED, "protocol not published")
+    if row["n"] == 0:
+        return Verdict(inference.UNDECIDED, "not run yet")
     ours = Sample(row["mean"], row["sd"], int(row["n"]))
     theirs = Sample(row["paper"], row["spread"], PAPER_RUNS)
     return inference.equivalence(ours, theirs, MARGINS[row["group"]])
 
 
 def headline(judged: pd.DataFrame) -> str:
-    """Counts of all verdicts, such as ``R 11 · r 3 · … of 21``; never a percentage."""
-    codes = judged["code"][judged["code"] != ""]
-    if codes.empty:
+    """Counts of all verdicts on printed numbers; never a percentage."""
+    words = judged["word"][judged["word"] != ""]
+    if words.empty:
         return "no cell carries a verdict: another setting than the paper's"
-    counts = " · ".join(f"{code} {(codes == code).sum()}" for code in inference.CODES)
-    return f"{counts} of {len(codes)}"
+    known = (inference.REPRODUCED, inference.DIFFERENT, inference.UNDECIDED)
+    counts = ", ".join(f"{(words == word).sum()} {word}" for word in known)
+    return f"{counts} of {len(words)}"
 
 
 def classes(class_counts: Sequence[int], names: Sequence[str]) -> pd.DataFrame:

@@ -21,13 +21,11 @@ import pandas as pd
 import torch
 
 from saddlebook import studies
-from saddlebook.book import gather as partial
 from saddlebook.curvature.published import RELEASED
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.experiment import Experiment
 
 if TYPE_CHECKING:
-    from saddlebook.book.page import Page
     from saddlebook.record import Record
 
 STAGES = studies.EPOCHS_OF_DYNAMICS
@@ -43,15 +41,8 @@ COLUMNS = (
     "method", "optimizer", "rho", "seed", "scale", "label", "classes", "n", "epoch",
     "stage", "mode", "recurrence", "data", "reported", *_PLAIN, *_ENDS,
     "lambda_min_bound", "lambda_max_bound", "nonconvexity", "nonconvexity_bound",
-    "slope", "fall", "pull", "item",
+    "slope", "fall", "item",
 )  # fmt: skip
-
-
-def gather(page: Page) -> list[Record]:
-    """Records with spectra that are there; at ``quick`` the first seed is trained."""
-    if page.scale == "quick":
-        return page.records(studies.dynamics(seeds=(0,)))
-    return partial.gather(page, "dynamics")["dynamics"]
 
 
 def spectra(records: Iterable[Record]) -> pd.DataFrame:
@@ -65,7 +56,7 @@ def spectra(records: Iterable[Record]) -> pd.DataFrame:
     ``slope``: nats that the class's gradient promises over the step on which the
     curvature promises ``FALL``; at a saddle it is far smaller than that. ``fall``: nats
     by which the loss falls, mean of both ends of that step, which takes the gradient
-    out. ``pull``: ρ·abs(λmin) − ‖g‖, above zero where SAM is drawn to a saddle.
+    out.
     """
     rows = [
         _row(record, item)
@@ -106,7 +97,6 @@ def _derived(row: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, float
         "nonconvexity_bound": math.nan if math.isnan(ratio) else bound,
         "slope": item["gradient_norm"] * far,
         "fall": losses[len(losses) // 2] - (losses[0] + losses[-1]) / 2,
-        "pull": row["rho"] * abs(low) - item["gradient_norm"],
     }
 
 
