@@ -59,6 +59,15 @@ def dynamics(page: Page) -> list[Record]:
     return gather(page, "dynamics")["dynamics"]
 
 
+def full_scale(page: Page) -> list[Record]:
+    """All records in the paper's own setting, of reported seeds; none at ``quick``."""
+    if page.scale == "quick":
+        return []
+    there = Store(page.results / "full").records()
+    reported = [r.experiment for r in there if r.experiment.seed in studies.SEEDS]
+    return page.present(reported)
+
+
 def verdicts(page: Page, *families: Family) -> pd.DataFrame:
     """What became of all claims of some families, from every record there is.
 
