@@ -28,7 +28,7 @@ runs = partial.dynamics(page)
 table = curvature.spectra(runs)
 printed = curvature.published_dynamics(report.paper("dynamics"))
 judged = partial.verdicts(page, spectra_claims.schedule())
-wide = curvature.spectra(partial.full_scale(page))
+wide = curvature.spectra(partial.every(page, "full"))
 rare = curvature.pick(wide, label=[5, 7, 8])
 setting = report.setting(runs) if runs else curvature.NONE
 

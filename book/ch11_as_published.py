@@ -32,7 +32,7 @@ others = partial.gather(page, "table1", "bn_statistics")
 table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
 judged = partial.verdicts(page, spectra_claims.curvature()).iloc[4:]
-wide = curvature.spectra(partial.full_scale(page))
+wide = curvature.spectra(partial.every(page, "full"))
 page.value("overlap", curvature_tables.released_at_equal_loss(wide))
 setting = report.setting(runs) if runs else curvature.NONE
 

@@ -6,7 +6,7 @@ not, with the command, instead of failing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -59,13 +59,17 @@ def dynamics(page: Page) -> list[Record]:
     return gather(page, "dynamics")["dynamics"]
 
 
-def full_scale(page: Page) -> list[Record]:
-    """All records in the paper's own setting, of reported seeds; none at ``quick``."""
+def every(
+    page: Page, scale: str, choose: Callable[[list[Record]], list[Record]] = list
+) -> list[Record]:
+    """Records of one scale and reported seeds, or some of them; none at ``quick``."""
     if page.scale == "quick":
         return []
-    there = Store(page.results / "full").records()
-    reported = [r.experiment for r in there if r.experiment.seed in studies.SEEDS]
-    return page.present(reported)
+    there = Store(page.results / scale).records()
+    reported = [r for r in there if r.experiment.seed in studies.SEEDS]
+    found = {r.experiment: r for r in choose(reported)}
+    page.present(list(found))
+    return list(found.values())
 
 
 def verdicts(page: Page, *families: Family) -> pd.DataFrame:

@@ -281,10 +281,19 @@ def provenance(records: Any) -> dict[str, str]:
         "Records": f"{len(records)}, scale "
         + ", ".join(sorted({r.experiment.scale for r in records})),
         "Measured": f"{started[0]} to {started[-1]}; page rendered {now}",
-        "Commit": _distinct(r.provenance.get("commit") for r in records),
+        "Code": _code_of(records),
         "Device": _distinct(r.timing.get("device") for r in records),
         "Cost": f"{sum(took.values()):,.0f} s of training in all",
     }
+
+
+def _code_of(records: Any) -> str:
+    commits = {str(r.provenance.get("commit")) for r in records}
+    dirty = sum(bool(r.provenance.get("dirty")) for r in records)
+    return (
+        f"{len(commits)} commits, named in the records; {dirty} of {len(records)} "
+        "records come from a tree with uncommitted changes"
+    )
 
 
 def _distinct(values: Any) -> str:

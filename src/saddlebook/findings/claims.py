@@ -267,8 +267,11 @@ def _row(claim: Claim, runs: Runs, scale: str, elsewhere: bool) -> dict[str, Any
     row |= {"difference": math.fsum(first) / len(first) if first else math.nan}
     row |= inference.t_interval(first)._asdict()
     row |= {"values": tuple(first), "paper": claim.paper, "group": parts[name].group}
-    told = [_told(parts[name], v, len(values) > 1) for name, v in values.items()]
-    row["here"] = "; ".join(told)
+    each = [
+        f"{f'{name} ' * (len(values) > 1)}{told(some, parts[name].digits)}"
+        for name, some in values.items()
+    ]
+    row["here"] = "; ".join(each)
     notes = (part.note(runs, scale) for part in parts.values())
     row["note"] = "; ".join(filter(None, notes))
     if lacks[scale]:
@@ -330,23 +333,20 @@ def _reason(row: Mapping[str, Any], raw: float, count: int) -> str:
     return f"not after the correction for {count} claims" if raw < ALPHA else TOO_WIDE
 
 
-def _told(contrast: Contrast, values: Sequence[float], named: bool) -> str:
-    """The contrast's mean with its 95 % t-interval, in words."""
-    told = f"{contrast.name} " if named else ""
+def told(values: Sequence[float], digits: int = 1) -> str:
+    """Mean over seeds with its 95 % t-interval, in words."""
     if not values:
-        return f"{told}–"
-    mean = math.fsum(values) / len(values)
+        return "–"
+    mean = signed(math.fsum(values) / len(values), digits)
     low, high = inference.t_interval(values)
-    told += signed(mean, contrast.digits)
     if math.isnan(low):
-        return told
-    ends = (signed(end, contrast.digits) for end in (low, high))
-    return f"{told} ({' to '.join(ends)})"
+        return mean
+    return f"{mean} ({signed(low, digits)} to {signed(high, digits)})"
 
 
 def measured(contrast: Contrast, records: Iterable[Record], scale: str = "lite") -> str:
     """Any contrast in words, judged or not."""
-    return _told(contrast, by_seed(contrast.sides(Runs(records), scale)), False)
+    return told(by_seed(contrast.sides(Runs(records), scale)), contrast.digits)
 
 
 def names(judged: pd.DataFrame) -> list[str]:
@@ -406,6 +406,6 @@ def sentence(judged: pd.DataFrame) -> str:
     for word in (SUPPORTED, CONTRADICTED, UNDECIDED):
         rows = judged[judged["word"] == word]
         if len(rows):
-            told = [f"{row['statement']} ({row['here']})" for _, row in rows.iterrows()]
-            parts.append(f"{word.capitalize()}: {'; '.join(told)}.")
+            each = [f"{row['statement']} ({row['here']})" for _, row in rows.iterrows()]
+            parts.append(f"{word.capitalize()}: {'; '.join(each)}.")
     return " ".join(parts)

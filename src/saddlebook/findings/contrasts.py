@@ -140,3 +140,18 @@ class Distance(Contrast):
                 predicted = np.polyval(np.polyfit(x, y, 1), points[0][0])
                 found[seed] = float(points[0][1] - predicted)
         return [(1.0, found)]
+
+
+def distances(runs: Sequence[Experiment], seeds: Sequence[int]) -> list[Distance]:
+    """One per setting that is not SGD, to the line of those that are; no bounds.
+
+    Args:
+        runs: Settings of ``studies.one_curve``, of one seed.
+        seeds: Whose runs are looked at.
+    """
+    line = tuple(exp for exp in runs if exp.optimizer == "sgd")
+    return [
+        Distance(name=exp.method, setting=exp, line=line, seeds=tuple(seeds))
+        for exp in runs
+        if exp not in line
+    ]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from saddlebook import studies
 from saddlebook.experiment import Experiment
 from saddlebook.findings.claims import Claim, Family
-from saddlebook.findings.contrasts import Accuracy, Arm, Distance, difference
+from saddlebook.findings.contrasts import Accuracy, Arm, difference, distances
 from saddlebook.findings.gains import settings
 from saddlebook.findings.report import MARGINS
 
@@ -31,6 +31,13 @@ def _arms() -> tuple[Arm, Arm]:
     return (known["CE+DRW"],), (known["CE+DRW+SAM"],)
 
 
+def within_the_papers_radii() -> dict[str, Accuracy]:
+    """Looked at after (i) was seen: without the largest radius, and where it turns."""
+    runs = sorted(studies.rho_ablation(seeds=(0,)), key=lambda exp: exp.rho)
+    turn = difference("", "tail", runs[5:6], runs[4:5])
+    return {"slope": slope(runs[:-1], ""), "all": slope(runs, ""), "turn": turn}
+
+
 def slope(runs: list[Experiment], name: str) -> Accuracy:
     """Least-squares slope of the tail over equally spaced settings, above 0."""
     middle = (len(runs) - 1) / 2
@@ -44,7 +51,7 @@ def _radius() -> Claim:
     runs = sorted(studies.rho_ablation(seeds=(0,)), key=lambda exp: exp.rho)
     none, largest = runs[:1], runs[-1:]
     parts = (
-        slope(runs, "slope of the tail per radius"),
+        slope(runs, "tail, points per step to the next radius"),
         difference("the paper's ρ − none", "overall", sam, none, low=0),
         difference("the paper's ρ − largest", "overall", sam, largest, low=0),
     )
@@ -111,27 +118,16 @@ def wider() -> Family:
 
 def one_curve() -> Family:
     """Is the tail's accuracy a function of its training loss, whatever the knob?"""
-    runs = studies.one_curve(seeds=(0,))
-    line, knobs = tuple(runs[:4]), runs[4:]
-
-    def away(exp: Experiment, **bounds: float) -> Distance:
-        part = Distance(name=exp.method, setting=exp, line=line, **bounds)  # type: ignore[arg-type]
-        return replace(part, seeds=studies.FRESH_SEEDS)
-
+    parts = distances(studies.one_curve(seeds=(0,)), studies.FRESH_SEEDS)
     margin = MARGINS["tail"]
-    on = tuple(away(exp, low=-margin, high=margin) for exp in knobs[:3])
-    before, after = knobs[3:]
-    claims = (
-        Claim(
-            "a1", "SAM, PGD and LPF-SGD lie on the curve of SGD's weight decays", (on,)
-        ),
-        Claim(
-            "a2",
-            "SAM after re-weighting lies above the curve",
-            ((away(after, low=0),),),
-        ),
-        Claim(
-            "a3", "SAM before re-weighting lies below it", ((away(before, high=0),),)
+    on = tuple(replace(part, low=-margin, high=margin) for part in parts[:3])
+    before, after = replace(parts[3], high=0), replace(parts[4], low=0)
+    words = "SAM {} re-weighting alone lies {} the curve"
+    return Family(
+        "one curve",
+        (
+            Claim("a1", "SAM, PGD and LPF-SGD lie on the curve of SGD's decays", (on,)),
+            Claim("a2", words.format("after", "above"), ((after,),)),
+            Claim("a3", words.format("before", "below"), ((before,),)),
         ),
     )
-    return Family("one curve", claims)

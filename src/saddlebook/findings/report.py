@@ -121,46 +121,69 @@ def once(records: Iterable[Record]) -> list[Record]:
     return sorted(runs, key=lambda r: (r.experiment.method, r.experiment.seed))
 
 
-def replicates(records: Iterable[Record]) -> pd.DataFrame:
-    """Runs made twice with one seed, by two versions of the code: what luck adds.
+def made_twice(records: Iterable[Record]) -> list[Record]:
+    """Runs made twice with one seed, by two versions of the code, first and again.
 
-    One row per run: ``method seed`` and ``overall tail`` as ``again − first``. A record
-    that only measures more of the same training is no second run.
+    A record that only measures more of the same training is no second run.
     """
     twins: dict[Experiment, dict[str, Record]] = {}
     for record in sorted(records, key=lambda r: str(r.provenance["started"])):
         known = twins.setdefault(record.experiment.training, {})
         known.setdefault(str(record.provenance["numerics"]), record)
-    rows = []
-    for exp, known in twins.items():
-        if len(known) > 1:
-            first, again = list(known.values())[:2]
-            row: dict[str, Any] = {"method": exp.method, "seed": exp.seed}
-            for group in MARGINS:
-                new, old = (
-                    getattr(again.accuracy, group),
-                    getattr(first.accuracy, group),
-                )
-                row |= {f"{group} first": old, group: new - old}
-            rows.append(row)
-    return pd.DataFrame(rows)
+    pairs = (list(known.values())[:2] for known in twins.values() if len(known) > 1)
+    return [record for pair in pairs for record in pair]
 
 
-def rerun_noise(twins: pd.DataFrame, group: str = "tail") -> dict[str, float]:
-    """Standard deviations, points: of one run repeated, and of the seeds beside it.
+def replicates(twins: Sequence[Record]) -> pd.DataFrame:
+    """What luck adds to a seed: accuracies of runs ``made_twice``.
 
-    ``rerun`` is that of a single run, from the differences; ``seeds`` that of the first
-    runs around their method's mean; ``largest`` the largest difference.
+    One row per run: ``method seed``, ``overall tail`` of the first, and how much higher
+    the second is: ``overall again`` and ``tail again``.
     """
-    off = twins[group]
-    first = twins.groupby("method")[f"{group} first"]
-    inside = twins[f"{group} first"] - first.transform("mean")
+    rows = []
+    for first, again in zip(twins[::2], twins[1::2], strict=True):
+        row: dict[str, Any] = {"method": first.experiment.method}
+        row["seed"] = first.experiment.seed
+        for group in MARGINS:
+            old, new = (getattr(r.accuracy, group) for r in (first, again))
+            row |= {group: old, f"{group} again": new - old}
+        rows.append(row)
+    names = ["method", "seed", *(f"{g}{x}" for g in MARGINS for x in ("", " again"))]
+    return pd.DataFrame(rows, columns=names)
+
+
+def rerun_noise(pairs: pd.DataFrame, group: str = "tail") -> dict[str, float]:
+    """Spread of a run repeated beside the spread of seeds, points; NaN without runs.
+
+    Args:
+        pairs: From ``replicates``.
+        group: ``overall`` or ``tail``.
+
+    Returns:
+        ``difference``, root mean square of again minus first; ``largest`` of it;
+        ``rerun``, the standard deviation of a single run that this means; ``seeds``,
+        that of the first runs around their method's mean.
+    """
+    off, first = pairs[f"{group} again"], pairs.groupby("method")[group]
+    inside = pairs[group] - first.transform("mean")
+    free = max(1, len(pairs) - first.ngroups)
+    square = float((off**2).mean())
     return {
-        "rerun": float((off**2).mean() / 2) ** 0.5,
-        "difference": float((off**2).mean()) ** 0.5,
-        "seeds": float((inside**2).sum() / (len(twins) - first.ngroups)) ** 0.5,
+        "difference": square**0.5,
         "largest": float(off.abs().max()),
+        "rerun": (square / 2) ** 0.5,
+        "seeds": float((inside**2).sum() / free) ** 0.5,
     }
+
+
+def gain_again(
+    pairs: pd.DataFrame, other: str, base: str, group: str = "tail"
+) -> tuple[float, ...]:
+    """``other`` minus ``base`` of each seed in the second set of runs."""
+    second = pairs.assign(value=pairs[group] + pairs[f"{group} again"])
+    wide = second.pivot(index="seed", columns="method", values="value")
+    wide = wide.reindex(columns=[other, base]).dropna()
+    return tuple(wide[other] - wide[base])
 
 
 def by_method(

@@ -51,7 +51,7 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
 
 
 def ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """For readers: |λmin/λmax| after the last epoch, a row per class, as ``text`` has it.
+    """For readers: |λmin/λmax| after the last epoch, one row per class, as text.
 
     A column per method and way to measure: images fixed, or as published.
     """
@@ -143,7 +143,8 @@ def released_at_equal_loss(
     part = part[part["loss"].between(low, high)]
     told = [
         f"{(some['nonconvexity'] >= 0.9).sum()} of {len(some)} measurements of "
-        f"{method} read 0.9 or more, {(some['nonconvexity'] < 0.35).sum()} less than 0.35"
+        f"{method} read 0.9 or more, {(some['nonconvexity'] < 0.35).sum()} less than "
+        "0.35"
         for method, some in part.groupby("method")
     ]
     return (
