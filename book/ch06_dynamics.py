@@ -77,8 +77,19 @@ page.value("end", theirs[200])
 
 # %% tags=["hide-input"]
 figures.show(
+    through.dynamics(wide, printed, "CE+DRW"),
+    "The paper's own setting, SGD, one run, at most 100 images of a class. "
+    "Dotted line: re-weighting starts. The paper's points are digitised (± 0.01).",
+)
+figures.show(
+    through.dynamics(wide, printed, "CE+DRW+SAM"),
+    "The same with SAM.",
+)
+
+# %% tags=["hide-input"]
+figures.show(
     through.dynamics(table, printed, "CE+DRW"),
-    "SGD. Every run a point, means joined; dotted: re-weighting starts. The "
+    "The small scale, SGD. Every run a point, means joined; dotted: re-weighting starts. The "
     "paper's points are digitised (± 0.01) and stand at the same moments of its "
     f"own schedule. Ours: {setting}.",
 )
@@ -86,7 +97,7 @@ figures.show(
 # %% tags=["hide-input"]
 figures.show(
     through.dynamics(table, printed, "CE+DRW+SAM"),
-    "SAM, as above.",
+    "The small scale, SAM, as above.",
 )
 
 # %% [markdown]

@@ -101,19 +101,34 @@ def _full_scale(results: Path) -> Iterator[Finding]:
         return
     means = report.by_method(runs)
     cells = report.cells(means, report.paper("table1", "cifar10"))
-    control = means[
-        (means["choice"] == "last") & ~means["method"].isin(cells["method"])
-    ].assign(word="no printed number", reason="", paper=math.nan)
-    shown = pd.concat([cells[cells["n"] > 0], control])
-    for _, row in shown[shown["group"].isin(report.MARGINS)].iterrows():
-        why = f": {row['reason']}" if row["reason"] else ""
+    printed = cells[cells["n"] > 0].groupby("method", sort=False)
+    for method, some in printed:
+        rows = some.set_index("group").loc[list(report.MARGINS)]
+        words = [
+            f"{row['word']}: {row['reason']}".strip(": ") for _, row in rows.iterrows()
+        ]
         yield Finding(
-            f"Full scale, {row['method']}: {row['group']} accuracy",
-            "" if math.isnan(row["paper"]) else f"{row['paper']:.1f}",
-            f"{row['mean']:.1f}, {row['n']} run{'s' * (row['n'] > 1)}",
-            row["word"] + why,
+            f"Full scale, {method}: {' and '.join(rows.index)} accuracy",
+            " and ".join(f"{value:.1f}" for value in rows["paper"]),
+            f"{' and '.join(map(report.plus_minus, _rows(rows)))}, {_runs(rows)}",
+            " and ".join(dict.fromkeys(words)),
         )
+    last = means[means["choice"] == "last"]
+    for method, some in last[~last["method"].isin(cells["method"])].groupby("method"):
+        rows = some.set_index("group").loc[list(report.MARGINS)]
+        told = " and ".join(map(report.plus_minus, _rows(rows)))
+        name = f"Full scale, {method} (not in the paper): overall and tail accuracy"
+        yield Finding(name, "", f"{told}, {_runs(rows)}", "")
     yield from _ratios(Store(results / "full").records())
+
+
+def _rows(table: pd.DataFrame) -> list[Any]:
+    return [row for _, row in table.iterrows()]
+
+
+def _runs(table: pd.DataFrame) -> str:
+    count = int(table["n"].iloc[0])
+    return f"{count} run{'s' * (count > 1)}"
 
 
 def _ratios(runs: Sequence[Record]) -> Iterator[Finding]:
@@ -131,7 +146,7 @@ def _ratios(runs: Sequence[Record]) -> Iterator[Finding]:
         by_class = some.groupby("label")["nonconvexity"].mean()
         seeds = some["seed"].nunique()
         yield Finding(
-            f"Full scale, {method}: |λmin/λmax| of classes 7, 8, 9, {told}",
+            f"Full scale, {method}: abs(λmin/λmax) of classes 7, 8, 9, {told}",
             ", ".join(
                 f"class {r.label} {r.nonconvexity:.2f}" for r in theirs.itertuples()
             ),

@@ -111,12 +111,12 @@ def _saddles() -> list[Claim]:
         found += [
             _claim(
                 f"tail above head, {told}",
-                f"SGD ends with a larger |λmin/λmax| in tail than in head, {told}",
+                f"SGD ends with a larger abs(λmin/λmax) in tail than head, {told}",
                 tail, tail._replace(labels=HEAD),
             ),
             _claim(
                 f"SGD above SAM, {told}",
-                f"|λmin/λmax| of the tail is larger with SGD than with SAM, {told}",
+                f"abs(λmin/λmax) of the tail is larger with SGD than SAM, {told}",
                 tail, tail._replace(method=_SAM),
             ),
         ]  # fmt: skip
