@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 from saddlebook.book.parameters import check_injected
 from saddlebook.errors import LockedError, UsageError, one_of
 from saddlebook.experiment import SCALES, Experiment, at_scale
+from saddlebook.findings import claims
+from saddlebook.findings.inference import WORDS
 from saddlebook.store import RESULTS, find, lacking
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
 
+_FOLDED = "Identifiers, families, p-values, and the verdicts as registered"
 _PATIENCE = 600  # seconds another chapter may take to train the same quick run
 SMOKE = "smoke scale: shows the machinery, is not evidence"
 _SCALE_NOTES = {
@@ -106,6 +109,21 @@ class Page:
             note = f"{count} records at {scale} scale: {_SCALE_NOTES[scale]}."
             _show(f'<p class="sb-note">{html.escape(note)}</p>', note)
 
+    def present(self, experiments: Sequence[Experiment]) -> list[Record]:
+        """Records of some experiments, each at its own scale, as far as they are there.
+
+        They stand in the footer. At ``quick`` nothing is trained.
+        """
+        from saddlebook.store import Store
+
+        found: list[Record] = []
+        for scale in SCALES:
+            store = Store(self.results / scale)
+            wanted = (exp for exp in experiments if exp.scale == scale)
+            found += filter(None, map(store.get, wanted))
+        self._shown |= {record.experiment: record for record in found}
+        return found
+
     def _read(self, name: str, experiments: Sequence[Experiment]) -> list[Record]:
         where = "full" if self.scale == "full" else None
         scale, found, missing = find(experiments, self.results, where)
@@ -161,7 +179,7 @@ class Page:
             paper: The claim, in our words.
             where: Table, figure or section.
             ours: What the records say; build it from them.
-            verdict: A code such as ``R``, or an object with ``code`` and ``name``.
+            verdict: A ``Verdict``, or words.
             cost: Such as ``50 runs of 80 s on one core``.
         """
         rows = {f"The paper ({where})": paper, "Here": ours, "Cost": cost}
@@ -172,12 +190,12 @@ class Page:
         )
 
     def verdict(self, verdict: Any, text: str) -> None:
-        """Show a computed verdict and publish its code as the value ``verdict``."""
-        code = _code(verdict)
-        self.value("verdict", code)
+        """Show a computed verdict and publish its word as the value ``verdict``."""
+        word = _word(verdict)
+        self.value("verdict", word)
         _show(
             f'<p class="sb-verdict">{_badge(verdict)} {html.escape(text)}</p>',
-            f"{code}: {text}",
+            f"{word}: {text}",
         )
 
     def table(self, frame: Any, caption: str = "") -> None:
@@ -194,6 +212,25 @@ class Page:
         head, rest = body.split(">", 1)
         title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
         _show(f'<div class="sb-scroll">{head}>{title}{rest}</div>', frame.to_string())
+
+    def fold(self, title: str, frame: Any) -> None:
+        """Show a table behind a title that opens it."""
+        body = frame.to_html(escape=True, border=0, classes="sb-table", na_rep="–")
+        head = f"<summary>{html.escape(title)}</summary>"
+        _show(
+            f'<details class="sb-scroll">{head}{body}</details>',
+            f"{title}\n{frame.to_string()}",
+        )
+
+    def judged(self, found: Any, caption: str) -> None:
+        """Show claims with their verdicts; what only experts want is folded.
+
+        Args:
+            found: From ``gather.verdicts``.
+            caption: Of the table.
+        """
+        self.table(claims.listing(found), caption)
+        self.fold(_FOLDED, claims.details(found))
 
     def footer(self) -> None:
         """Show provenance, and leave the mark by which the build knows it got here."""
@@ -248,10 +285,19 @@ def provenance(records: Any) -> dict[str, str]:
         "Records": f"{len(records)}, scale "
         + ", ".join(sorted({r.experiment.scale for r in records})),
         "Measured": f"{started[0]} to {started[-1]}; page rendered {now}",
-        "Commit": _distinct(r.provenance.get("commit") for r in records),
+        "Code": _code_of(records),
         "Device": _distinct(r.timing.get("device") for r in records),
         "Cost": f"{sum(took.values()):,.0f} s of training in all",
     }
+
+
+def _code_of(records: Any) -> str:
+    commits = {str(r.provenance.get("commit")) for r in records}
+    dirty = sum(bool(r.provenance.get("dirty")) for r in records)
+    return (
+        f"{len(commits)} commits, named in the records; {dirty} of {len(records)} "
+        "records come from a tree with uncommitted changes"
+    )
 
 
 def _distinct(values: Any) -> str:
@@ -268,15 +314,14 @@ def _without_docstring(text: str) -> str:
     return "\n".join(lines[: doc.lineno - 1] + lines[doc.end_lineno :])
 
 
-def _code(verdict: Any) -> str:
-    return str(getattr(verdict, "code", verdict))
+def _word(verdict: Any) -> str:
+    return str(getattr(verdict, "word", verdict))
 
 
 def _badge(verdict: Any) -> str:
-    code = _code(verdict)
-    name = str(getattr(verdict, "name", ""))
-    kind = "".join(c for c in code if c.isascii() and c.isalpha()) or "none"
-    label = html.escape(f"{code} · {name}" if name else code)
+    word, reason = _word(verdict), str(getattr(verdict, "reason", ""))
+    kind = word if word in WORDS else "none"
+    label = html.escape(f"{word} · {reason}" if reason else word)
     return f'<span class="sb-badge sb-{kind}">{label}</span>'
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from saddlebook import studies
 from saddlebook.experiment import Experiment, at_scale
@@ -107,6 +108,33 @@ def curve(
         ax.set_xticks(sorted(set(table[x])), [f"{v:g}" for v in sorted(set(table[x]))])
         ax.minorticks_off()
     return _named(ax, names[0] or x, names[1] or y, told)
+
+
+@styled
+def scatter(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    *,
+    names: tuple[str, str] = ("", ""),
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """``y`` against ``x``, every run a point, a colour and marker for each ``by``.
+
+    Args: as in ``curve``.
+    """
+    ax = ax or panels(height=3.6)[0]
+    told = []
+    for i, (name, part) in enumerate(table.groupby(by, sort=False)):
+        style = look(str(name), i)
+        ax.plot(part[x], part[y], linestyle="", markersize=4, label=str(name), **style)
+        told.append(f"{name} {part[y].mean():.3g} at {part[x].mean():.2g}")
+    if log and told:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return _named(ax, names[0] or x, names[1] or y, told or ["not run yet"])
 
 
 def look(name: str, i: int) -> dict[str, Any]:

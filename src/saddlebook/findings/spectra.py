@@ -18,9 +18,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 from saddlebook import studies
 from saddlebook.curvature.modes import MODES
+from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -39,12 +41,12 @@ COLUMNS = (
     "method", "optimizer", "rho", "seed", "scale", "label", "classes", "n", "epoch",
     "stage", "mode", "recurrence", "data", "reported", *_PLAIN, *_ENDS,
     "lambda_min_bound", "lambda_max_bound", "nonconvexity", "nonconvexity_bound",
-    "slope", "fall", "pull", "item",
+    "slope", "fall", "item",
 )  # fmt: skip
 
 
 def spectra(records: Iterable[Record]) -> pd.DataFrame:
-    """One row per spectrum; may be empty, with its columns.
+    """One row a spectrum; may be empty, with its columns.
 
     ``stage`` is the epoch of the paper's figure that ``epoch`` stands for; ``data`` is
     ``training``, ``held out`` or ``cut``; ``recurrence`` the mode without that.
@@ -54,7 +56,7 @@ def spectra(records: Iterable[Record]) -> pd.DataFrame:
     ``slope``: nats that the class's gradient promises over the step on which the
     curvature promises ``FALL``; at a saddle it is far smaller than that. ``fall``: nats
     by which the loss falls, mean of both ends of that step, which takes the gradient
-    out. ``pull``: ρ·abs(λmin) − ‖g‖, above zero where SAM is drawn to a saddle.
+    out.
     """
     rows = [
         _row(record, item)
@@ -95,7 +97,6 @@ def _derived(row: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, float
         "nonconvexity_bound": math.nan if math.isnan(ratio) else bound,
         "slope": item["gradient_norm"] * far,
         "fall": losses[len(losses) // 2] - (losses[0] + losses[-1]) / 2,
-        "pull": row["rho"] * abs(low) - item["gradient_norm"],
     }
 
 
@@ -141,10 +142,25 @@ def label(table: pd.DataFrame, one: int) -> int:
     return one % (int(table["classes"].iloc[0]) if len(table) else 10)
 
 
+def rebuilt(item: Mapping[str, Any]) -> Spectrum:
+    """The stored spectrum with its nodes, for densities; its vectors are not kept."""
+    values: dict[str, Any] = {
+        name: torch.tensor(item[name], dtype=torch.float64)
+        for name in ("nodes", "weights", "residuals")
+    }
+    names = (
+        "size", "lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound",
+        "trace", "trace_error", "trace_method", "products", "symmetry",
+    )  # fmt: skip
+    none = torch.empty(0)
+    values |= {name: item[name] for name in names}
+    return Spectrum(**values, vector_min=none, vector_max=none)
+
+
 def causes(table: pd.DataFrame) -> pd.DataFrame:
     """The 2×2 table, last epoch: ratio by images (fixed, redrawn) and β.
 
-    One row per method, class and run with all four: ``method label seed`` and ``fixed,
+    One row a method, class and run with all four: ``method label seed`` and ``fixed,
     after``, ``fixed, before``, ``redrawn, after``, ``redrawn, before``.
     """
     cells = {
