@@ -10,6 +10,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 from saddlebook import figures
@@ -19,7 +24,10 @@ from saddlebook.figures import known as known_figures
 from saddlebook.findings import inference
 from saddlebook.theory import known
 
-page = Page("ch04_lanczos", scale=scale, results=results, device=device)
+page = Page(
+    "ch04_lanczos", scale=scale, device=device, results=results, data=data,
+    train=train, seeds=seeds, precision=precision, workers=workers,
+)  # fmt: skip
 
 # %% tags=["hide-input"]
 causes = known.causes()

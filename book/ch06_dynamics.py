@@ -10,6 +10,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import saddlebook as sb
@@ -21,7 +26,10 @@ from saddlebook.findings import spectra as curvature
 from saddlebook.findings import spectra_claims as curvature_claims
 from saddlebook.findings import tables as curvature_tables
 
-page = Page("ch06_dynamics", scale=scale, results=results, device=device)
+page = Page(
+    "ch06_dynamics", scale=scale, device=device, results=results, data=data,
+    train=train, seeds=seeds, precision=precision, workers=workers,
+)  # fmt: skip
 
 # %% tags=["hide-input"]
 runs = gather.dynamics(page)

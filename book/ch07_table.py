@@ -10,6 +10,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import numpy as np
@@ -20,8 +25,11 @@ from saddlebook.findings import claims, report
 from saddlebook.theory import saddles
 
 # %% tags=["hide-input"]
-page = Page("ch07_table", scale=scale, results=results, device=device)
-runs = page.records("table1") + page.records("control")
+page = Page(
+    "ch07_table", scale=scale, device=device, results=results, data=data,
+    train=train, seeds=seeds, precision=precision, workers=workers,
+)  # fmt: skip
+runs = page.records("table1", "control")
 family = claims.sam_comparisons() + claims.control_comparisons()
 printed = report.paper("table1", "cifar10")
 judged = claims.judge(runs, family, printed)

@@ -10,6 +10,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import saddlebook as sb
@@ -22,7 +27,10 @@ from saddlebook.findings import spectra as curvature
 from saddlebook.findings import spectra_claims as curvature_claims
 from saddlebook.findings import tables as curvature_tables
 
-page = Page("ch10_full_scale", scale=scale, results=results, device=device)
+page = Page(
+    "ch10_full_scale", scale=scale, device=device, results=results, data=data,
+    train=train, seeds=seeds, precision=precision, workers=workers,
+)  # fmt: skip
 
 # %% tags=["hide-input"]
 found = gather.gather(page, "table1", "control", "dynamics", scale="full")

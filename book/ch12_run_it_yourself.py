@@ -10,6 +10,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -19,8 +24,9 @@ from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import report
 
 page = Page(
-    "ch12_run_it_yourself", scale=scale, results=results, device=device
-)
+    "ch12_run_it_yourself", scale=scale, device=device, results=results, data=data,
+    train=train, seeds=seeds, precision=precision, workers=workers,
+)  # fmt: skip
 
 # %% tags=["hide-input"]
 records = page.records("table1")

@@ -11,6 +11,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -21,10 +26,13 @@ from saddlebook.findings import readme as findings
 from saddlebook.findings import spectra as curvature
 from saddlebook.findings import spectra_claims as curvature_claims
 
-page = Page("intro", scale=scale, results=results, device=device)
+page = Page(
+    "intro", scale=scale, device=device, results=results, data=data,
+    train=train, seeds=seeds, precision=precision, workers=workers,
+)  # fmt: skip
 
 # %% tags=["hide-input"]
-records = page.records("table1") + page.records("control")
+records = page.records("table1", "control")
 setting = report.setting(records)
 family = claims.sam_comparisons() + claims.control_comparisons()
 judged = claims.judge(records, family, report.paper("table1", "cifar10"))

@@ -30,6 +30,7 @@ from saddlebook.errors import (
 )
 from saddlebook.experiment import SCALES, Experiment
 from saddlebook.store import Store
+from saddlebook.studies import check_values, chosen_seeds
 
 _COMMANDS = ("run", "status", "verify", "book", "spectra")
 
@@ -120,14 +121,11 @@ def _add_study(command: Any, optional: bool = False) -> None:
 
 
 def _experiments(options: argparse.Namespace) -> list[Experiment]:
-    seeds = None
-    if options.seeds is not None:
-        try:
-            seeds = [int(part) for part in options.seeds.split(",")]
-        except ValueError:
-            raise UsageError(
-                f"--seeds {options.seeds!r} must be integers such as 0,1,2"
-            ) from None
+    check_values(
+        {"scale": options.scale, "precision": getattr(options, "precision", "")}
+        | {"workers": getattr(options, "workers", 1)}
+    )
+    seeds = chosen_seeds(options.seeds) or None
     names = [options.study] if options.study else list(studies.STUDIES)
     chosen = [e for name in names for e in studies.named(name, options.scale, seeds)]
     if only := getattr(options, "only", None):

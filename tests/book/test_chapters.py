@@ -15,7 +15,15 @@ ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "book").glob("*.py"))
 TEXTS = sorted((ROOT / "book").glob("*.md"))
 IMPORTS = {"saddlebook", "matplotlib", "numpy", "pandas", "torch"}
-PARAMETERS = 'scale = "lite"\ndevice = "cpu"\nresults = "results"'
+PARAMETERS = """\
+scale = "lite"
+device = "cpu"
+results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1"""
 TAGS = {"parameters", "remove-cell", "hide-input", "remove-input"}
 
 every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
@@ -82,6 +90,22 @@ def test_a_chapter_defines_and_trains_nothing_itself(path):
             )
         }
         assert roots <= IMPORTS
+
+
+@every_chapter
+def test_a_chapter_hands_its_parameters_on_as_they_came(path):
+    names = {line.split(" = ")[0] for line in PARAMETERS.splitlines()}
+    bound, handed = set(), set()
+    for cell in cells(path, "code")[1:]:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.alias):
+                bound.add(node.asname or node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                bound.add(node.id)
+            elif isinstance(node, ast.Call) and "Page" in ast.unparse(node.func):
+                handed |= {f"{k.arg}={ast.unparse(k.value)}" for k in node.keywords}
+    assert not bound & names
+    assert handed == {f"{name}={name}" for name in names}
 
 
 @every_chapter

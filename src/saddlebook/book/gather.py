@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saddlebook import studies
 from saddlebook.experiment import Experiment
-from saddlebook.store import Found, find
+from saddlebook.store import Found
 
 if TYPE_CHECKING:
     from saddlebook.book.page import Page
@@ -33,8 +33,7 @@ def gather(
     """
     if page.scale == "quick":
         return {name: _smoke(page, studies.named(name)) for name in names}
-    where = scale or ("full" if page.scale == "full" else None)
-    found = {name: find(studies.named(name), page.results, where) for name in names}
+    found = page.present({name: studies.named(name) for name in names}, scale)
     _tell(found)
     page.show_records([r for some in found.values() for r in some.records])
     return {name: some.records for name, some in found.items()}

@@ -1,6 +1,6 @@
 """Values that papermill puts into a chapter, checked against those it declares.
 
-Knows source text and IPython's cells.
+Knows source text and IPython's cells; what a value may be, ``studies.check_values``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from saddlebook.errors import UsageError, one_of
+from saddlebook.studies import check_values
 
 
 def check_parameters(declared: str, given: Mapping[str, Any]) -> None:
@@ -29,13 +30,15 @@ def check_parameters(declared: str, given: Mapping[str, Any]) -> None:
         one_of("parameter", name, defaults)
         kind = type(defaults[name])
         number = kind is float and type(value) in (int, float)
-        if not (number or type(value) is kind):
+        kinds = (str, int, list) if name == "seeds" else (kind,)
+        if not (number or type(value) in kinds):
             raise UsageError(
                 f"parameter {name}={value!r} must be a {kind.__name__}, such as "
                 f"{defaults[name]!r}"
             )
         if number and not math.isfinite(value):
             raise UsageError(f"parameter {name}={value!r} must be finite")
+    check_values(given)
 
 
 def _assigned(source: str) -> dict[str, Any]:
