@@ -23,10 +23,7 @@ from saddlebook.book import Page
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import report
 
-page = Page(
-    "ch12_run_it_yourself", scale=scale, device=device, results=results, data=data,
-    train=train, seeds=seeds, precision=precision, workers=workers,
-)  # fmt: skip
+page = Page("ch12_run_it_yourself", vars())
 
 # %% tags=["hide-input"]
 records = page.records("table1")

@@ -1,4 +1,4 @@
-"""What to run: one frozen, flat, validated description, its key, and its scales.
+"""Describes what to run: one frozen, validated dataclass, its key and its scales.
 
 Knows names and numbers only; nothing here trains or touches a file.
 """

@@ -1,4 +1,4 @@
-"""Experiments to Records: what is missing is trained, measured and stored.
+"""Makes records of experiments: trains, measures and stores what is missing.
 
 The only module that joins training, measuring and the store.
 """
@@ -123,7 +123,7 @@ def run_all(
         job.run(together)
     if job.troubles:
         raise job.troubles[0]
-    return [job.done[experiment.key] for experiment in experiments]
+    return [job.done[experiment] for experiment in experiments]
 
 
 def alike(experiments: Sequence[Experiment], size: int) -> list[list[Experiment]]:
@@ -157,7 +157,7 @@ class _Job:
     results: Path | None
     watcher: Follower | None
     note: Callable[[str], None]
-    done: dict[str, Record] = field(default_factory=dict)
+    done: dict[Experiment, Record] = field(default_factory=dict)
     troubles: list[SaddlebookError] = field(default_factory=list)
 
     def run(self, group: Sequence[Experiment]) -> None:
@@ -176,7 +176,7 @@ class _Job:
         store = self._store(experiment)
         record = store.get(experiment) if store else None
         if record is not None:
-            self.done[experiment.key] = record
+            self.done[experiment] = record
         return record is not None
 
     def _locked(self, experiment: Experiment, locks: ExitStack) -> bool:
@@ -242,7 +242,7 @@ class _Job:
         record = assemble(experiment, outcome, spectra, origin.after(outcome.seconds))
         if store := self._store(experiment):
             store.add(record)
-        self.done[experiment.key] = record
+        self.done[experiment] = record
 
 
 def assemble(

@@ -1,4 +1,4 @@
-"""Every table and figure of the paper, and the controls it lacks, as Experiments.
+"""Lists every table and figure of the paper, and the controls it lacks, as data.
 
 Data only. Each study returns the ``full`` experiments; ``at_scale`` maps them. ``full``
 is the paper's setting in bf16, tested every fifth epoch and at the epochs of its

@@ -34,10 +34,7 @@ workers = 1
 # %% tags=["hide-input"]
 from saddlebook.book import Page
 
-page = Page(
-    "ch01_toy", scale=scale, device=device, results=results, data=data,
-    train=train, seeds=seeds, precision=precision, workers=workers,
-)
+page = Page("ch01_toy", vars())
 
 """
 FOOTER = """

@@ -20,15 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saddlebook.book.making import make
-from saddlebook.book.parameters import check_injected
+from saddlebook.book.parameters import PARAMETERS, check_injected, check_types
 from saddlebook.errors import LockedError, UsageError
-from saddlebook.experiment import Experiment, at_scale
-from saddlebook.store import RESULTS, Found, find, lacking
-from saddlebook.studies import check_values, chosen_seeds
+from saddlebook.experiment import SCALES, Experiment, at_scale
+from saddlebook.findings import claims
+from saddlebook.findings.inference import WORDS
+from saddlebook.store import RESULTS, Found, Store, find, lacking
+from saddlebook.studies import chosen_seeds
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
 
+_FOLDED = "Identifiers, families, p-values, and the verdicts as registered"
 _PATIENCE = 600  # seconds another chapter may take to train the same quick run
 SMOKE = "smoke scale: shows the machinery, is not evidence"
 _SCALE_NOTES = {
@@ -44,45 +47,40 @@ class Page:
 
     Args:
         chapter: File stem of the chapter, such as ``ch07_table``.
-        scale: ``lite`` and ``full`` show records, ``quick`` trains tiny ones.
-        results: Folder with one folder of records per scale.
-        device: Where to train: ``cpu``, ``cuda`` (all GPUs there are) or ``cuda:N``.
-        data: Folder with CIFAR; none: that of SADDLEBOOK_DATA, else the cache folder.
-        train: Make what is missing at ``scale``: train, measure and store it.
-        seeds: Such as ``0,1``: only these, of studies that have them.
-        precision: Instead of the scale's own, such as ``tf32``.
-        workers: Processes that train side by side on the CPU.
+        given: The chapter's variables; its parameters are taken from them.
+        **more: Parameters by name: ``scale``: ``lite`` and ``full`` show records,
+            ``quick`` trains tiny ones; ``results``: folder with one folder of records
+            per scale; ``device`` to train on: ``cpu``, ``cuda`` (all GPUs there are) or
+            ``cuda:N``; ``data``: folder with CIFAR, if none that of SADDLEBOOK_DATA,
+            else the cache folder; ``train``: make what is missing at ``scale``;
+            ``seeds`` such as ``0,1``: only these, of studies that have them;
+            ``precision`` instead of the scale's own; ``workers``: processes that train
+            side by side on the CPU.
 
     Raises:
-        UsageError: A parameter that the chapter does not declare, or of another type,
-            or a value that it cannot have.
+        UsageError: A parameter that there is not, or of another type, or a value that
+            it cannot have.
     """
 
     def __init__(
-        self,
-        chapter: str,
-        *,
-        scale: str = "lite",
-        results: str = "results",
-        device: str = "cpu",
-        data: str = "",
-        train: bool = False,
-        seeds: str | int | list[int] = "",
-        precision: str = "",
-        workers: int = 1,
+        self, chapter: str, given: Mapping[str, Any] | None = None, **more: Any
     ) -> None:
         check_injected()
-        check_values(
-            {"scale": scale, "device": device, "seeds": seeds, "precision": precision}
-            | {"workers": workers}
+        values = {n: v for n, v in (given or {}).items() if n in PARAMETERS}
+        check_types(PARAMETERS, values | more)
+        p = PARAMETERS | values | more
+        self.chapter, self.scale, self.device = chapter, p["scale"], p["device"]
+        results = Path(p["results"])
+        self.results = results if self.scale == "quick" else _results(results)
+        self.train, self.workers, self.precision = (
+            p["train"],
+            p["workers"],
+            p["precision"],
         )
-        self.chapter, self.scale, self.device = chapter, scale, str(device)
-        self.results = Path(results) if scale == "quick" else _results(Path(results))
-        self.train, self.workers = train, workers
-        self.precision, self.seeds = precision, chosen_seeds(seeds)
-        self.data = data or os.environ.get("SADDLEBOOK_DATA") or None
-        self._shown: dict[str, Record] = {}
-        if scale == "quick":
+        self.seeds = chosen_seeds(p["seeds"])
+        self.data = p["data"] or os.environ.get("SADDLEBOOK_DATA") or None
+        self._shown: dict[Experiment, Record] = {}
+        if self.scale == "quick":
             _show(f'<p class="sb-banner" role="note">{SMOKE}</p>', SMOKE)
 
     def source(self, thing: Any, *, docstring: bool = False) -> None:
@@ -119,13 +117,26 @@ class Page:
 
     def show_records(self, found: Sequence[Record]) -> None:
         """Name records in the footer, and say their number and scales in a line."""
-        self._shown |= {record.key: record for record in found}
+        self._shown |= {record.experiment: record for record in found}
         by_scale = Counter(record.experiment.scale for record in found)
         for scale, count in by_scale.items():
             note = f"{count} records at {scale} scale: {_SCALE_NOTES[scale]}."
             _show(f'<p class="sb-note">{html.escape(note)}</p>', note)
 
-    def present(
+    def present(self, experiments: Sequence[Experiment]) -> list[Record]:
+        """Records of some experiments, each at its own scale, as far as they are there.
+
+        They stand in the footer. At ``quick`` nothing is trained.
+        """
+        found: list[Record] = []
+        for scale in SCALES:
+            store = Store(self.results / scale)
+            wanted = (exp for exp in experiments if exp.scale == scale)
+            found += filter(None, map(store.get, wanted))
+        self._shown |= {record.experiment: record for record in found}
+        return found
+
+    def found(
         self, groups: Mapping[str, Sequence[Experiment]], scale: str | None = None
     ) -> dict[str, Found]:
         """What is there of each group, after ``train`` has made what it may.
@@ -160,7 +171,7 @@ class Page:
         return chosen or list(group)
 
     def _whole(self, groups: Mapping[str, Sequence[Experiment]]) -> Iterator[Found]:
-        for name, found in self.present(groups).items():
+        for name, found in self.found(groups).items():
             if found.missing:
                 there = len(found.records)
                 told = lacking(self.results / found.scale, found.missing, there, name)
@@ -214,7 +225,7 @@ class Page:
             paper: The claim, in our words.
             where: Table, figure or section.
             ours: What the records say; build it from them.
-            verdict: A code such as ``R``, or an object with ``code`` and ``name``.
+            verdict: A ``Verdict``, or words.
             cost: Such as ``50 runs of 80 s on one core``.
         """
         rows = {f"The paper ({where})": paper, "Here": ours, "Cost": cost}
@@ -225,12 +236,12 @@ class Page:
         )
 
     def verdict(self, verdict: Any, text: str) -> None:
-        """Show a computed verdict and publish its code as the value ``verdict``."""
-        code = _code(verdict)
-        self.value("verdict", code)
+        """Show a computed verdict and publish its word as the value ``verdict``."""
+        word = _word(verdict)
+        self.value("verdict", word)
         _show(
             f'<p class="sb-verdict">{_badge(verdict)} {html.escape(text)}</p>',
-            f"{code}: {text}",
+            f"{word}: {text}",
         )
 
     def table(self, frame: Any, caption: str = "") -> None:
@@ -247,6 +258,25 @@ class Page:
         head, rest = body.split(">", 1)
         title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
         _show(f'<div class="sb-scroll">{head}>{title}{rest}</div>', frame.to_string())
+
+    def fold(self, title: str, frame: Any) -> None:
+        """Show a table behind a title that opens it."""
+        body = frame.to_html(escape=True, border=0, classes="sb-table", na_rep="–")
+        head = f"<summary>{html.escape(title)}</summary>"
+        _show(
+            f'<details class="sb-scroll">{head}{body}</details>',
+            f"{title}\n{frame.to_string()}",
+        )
+
+    def judged(self, found: Any, caption: str) -> None:
+        """Show claims with their verdicts; what only experts want is folded.
+
+        Args:
+            found: From ``gather.verdicts``.
+            caption: Of the table.
+        """
+        self.table(claims.listing(found), caption)
+        self.fold(_FOLDED, claims.details(found))
 
     def footer(self) -> None:
         """Show provenance, and leave the mark by which the build knows it got here."""
@@ -301,10 +331,19 @@ def provenance(records: Any) -> dict[str, str]:
         "Records": f"{len(records)}, scale "
         + ", ".join(sorted({r.experiment.scale for r in records})),
         "Measured": f"{started[0]} to {started[-1]}; page rendered {now}",
-        "Commit": _distinct(r.provenance.get("commit") for r in records),
+        "Code": _code_of(records),
         "Device": _distinct(r.timing.get("device") for r in records),
         "Cost": f"{sum(took.values()):,.0f} s of training in all",
     }
+
+
+def _code_of(records: Any) -> str:
+    commits = {str(r.provenance.get("commit")) for r in records}
+    dirty = sum(bool(r.provenance.get("dirty")) for r in records)
+    return (
+        f"{len(commits)} commits, named in the records; {dirty} of {len(records)} "
+        "records come from a tree with uncommitted changes"
+    )
 
 
 def _distinct(values: Any) -> str:
@@ -321,15 +360,14 @@ def _without_docstring(text: str) -> str:
     return "\n".join(lines[: doc.lineno - 1] + lines[doc.end_lineno :])
 
 
-def _code(verdict: Any) -> str:
-    return str(getattr(verdict, "code", verdict))
+def _word(verdict: Any) -> str:
+    return str(getattr(verdict, "word", verdict))
 
 
 def _badge(verdict: Any) -> str:
-    code = _code(verdict)
-    name = str(getattr(verdict, "name", ""))
-    kind = "".join(c for c in code if c.isascii() and c.isalpha()) or "none"
-    label = html.escape(f"{code} · {name}" if name else code)
+    word, reason = _word(verdict), str(getattr(verdict, "reason", ""))
+    kind = word if word in WORDS else "none"
+    label = html.escape(f"{word} · {reason}" if reason else word)
     return f'<span class="sb-badge sb-{kind}">{label}</span>'
 
 

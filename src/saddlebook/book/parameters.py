@@ -1,4 +1,4 @@
-"""Values that papermill puts into a chapter, checked against those it declares.
+"""Checks the values that papermill puts into a chapter before anything runs.
 
 Knows source text and IPython's cells; what a value may be, ``studies.check_values``.
 """
@@ -14,6 +14,12 @@ from typing import Any
 from saddlebook.errors import UsageError, one_of
 from saddlebook.studies import check_values
 
+# Of every chapter, with their defaults, which set the types
+PARAMETERS: dict[str, Any] = {
+    "scale": "lite", "device": "cpu", "results": "results", "data": "", "train": False,
+    "seeds": "", "precision": "", "workers": 1,
+}  # fmt: skip
+
 
 def check_parameters(declared: str, given: Mapping[str, Any]) -> None:
     """Refuse parameters that a chapter does not declare, or of another type.
@@ -25,7 +31,15 @@ def check_parameters(declared: str, given: Mapping[str, Any]) -> None:
     Raises:
         UsageError: Names the parameter, and the nearest one there is.
     """
-    defaults = _assigned(declared)
+    check_types(_assigned(declared), given)
+
+
+def check_types(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse names without a default, other types, and values that cannot be.
+
+    Raises:
+        UsageError: Names the parameter, and the nearest one there is.
+    """
     for name, value in given.items():
         one_of("parameter", name, defaults)
         kind = type(defaults[name])

@@ -25,7 +25,6 @@ NEEDS = {
     "ch07_table": ("table1", "control"),
     "ch06_dynamics": ("dynamics",),
     "ch05_spectra": ("dynamics",),
-    "ch10_full_scale": ("table1", "control", "dynamics"),
     "ch11_as_published": ("dynamics", "table1", "bn_statistics"),
     "ch08_rho": ("rho_ablation", "curvature"),
     "ch09_rivals": (
