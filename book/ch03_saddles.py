@@ -16,7 +16,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import saddlebook as sb
 from saddlebook.book import Page
 from saddlebook.figures import portraits

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 import html
 import inspect
+import itertools
 import math
 import os
+import re
 import textwrap
 import time
 from collections import Counter
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from saddlebook.record import Record
 
 _FOLDED = "Identifiers, families, p-values, and the verdicts as registered"
+_WORDS = 22  # letters; a longer cell wraps
 _PATIENCE = 600  # seconds another chapter may take to train the same quick run
 SMOKE = "smoke scale: shows the machinery, is not evidence"
 _SCALE_NOTES = {
@@ -254,14 +257,13 @@ class Page:
             raise UsageError("the table has no rows; read the records it needs first")
         if frame.index.nlevels == frame.columns.nlevels == 1:  # one row of headers
             frame = frame.rename_axis(index=None, columns=frame.index.name)
-        body = frame.to_html(escape=True, border=0, classes="sb-table", na_rep="–")
-        head, rest = body.split(">", 1)
+        head, rest = _rows(frame).split(">", 1)
         title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
         _show(f'<div class="sb-scroll">{head}>{title}{rest}</div>', frame.to_string())
 
     def fold(self, title: str, frame: Any) -> None:
         """Show a table behind a title that opens it."""
-        body = frame.to_html(escape=True, border=0, classes="sb-table", na_rep="–")
+        body = _rows(frame)
         head = f"<summary>{html.escape(title)}</summary>"
         _show(
             f'<details class="sb-scroll">{head}{body}</details>',
@@ -295,6 +297,22 @@ class Page:
             chapter=self.chapter,
             records=keys,
         )
+
+
+def _rows(frame: Any) -> str:
+    """A table whose cells name their column, so that a phone can show rows as cards."""
+    flat = frame.columns.nlevels == 1
+    classes = "sb-table sb-cards" if flat else "sb-table"
+    body = frame.to_html(escape=True, border=0, classes=classes, na_rep="–")
+    names = itertools.cycle([html.escape(str(n)) for n in frame.columns])
+
+    def cell(found: re.Match[str]) -> str:
+        text = found[1]
+        kind = "sb-words" if len(text) > _WORDS and " " in text else "sb-number"
+        label = f' data-label="{next(names)}"' if flat else ""
+        return f'<td class="{kind}"{label}>{text}</td>'
+
+    return re.sub(r"<td>(.*?)</td>", cell, body, flags=re.DOTALL)
 
 
 def _results(given: Path) -> Path:
