@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from saddlebook import __version__, runner, studies
+from saddlebook import __version__, data, runner, studies
 from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command import spectra
 from saddlebook.errors import (
@@ -80,10 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "train what a study lacks; resumable")
     _add_study(run)
     run.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    run.add_argument(
-        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
-        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
-    )  # fmt: skip
     run.add_argument("--work", default=runner.WORK, help="folder of checkpoints")
     run.add_argument("--threads", type=int, default=1, help="of one run, on the CPU")
     run.add_argument("--workers", type=int, default=1, help="processes on the CPU")
@@ -117,6 +113,11 @@ def _add_study(command: Any, optional: bool = False) -> None:
     command.add_argument("study", nargs=count, help=", ".join(studies.STUDIES))
     command.add_argument("--scale", default="full", help=", ".join(SCALES))
     command.add_argument("--results", default="results")
+    command.add_argument(
+        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
+        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
+    )  # fmt: skip
+    command.add_argument("--dataset", default="", help="folder:NAME, your own images")
     command.add_argument("--seeds", help="such as 0,1,2; default: all of the study's")
 
 
@@ -130,7 +131,11 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
                 f"--seeds {options.seeds!r} must be integers such as 0,1,2"
             ) from None
     names = [options.study] if options.study else list(studies.STUDIES)
-    chosen = [e for name in names for e in studies.named(name, options.scale, seeds)]
+    of = (options.scale, seeds, options.dataset)
+    chosen = [e for name in names for e in studies.named(name, *of)]
+    if options.dataset:
+        images = data.load(options.dataset, options.data)
+        chosen = [data.counted(e, images) for e in chosen]
     if only := getattr(options, "only", None):
         known = dict.fromkeys(e.method for e in chosen)
         wanted = [one_of("method", name.strip(), known) for name in only.split(",")]
