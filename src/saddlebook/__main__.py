@@ -28,6 +28,7 @@ from saddlebook.errors import (
     UsageError,
     VerifyError,
     one_of,
+    printable,
 )
 from saddlebook.experiment import SCALES, Experiment
 from saddlebook.store import Store
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SaddlebookError as error:
         if os.environ.get("SADDLEBOOK_DEBUG"):
             raise
-        print(f"saddlebook: {error}", file=sys.stderr)
+        print(f"saddlebook: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(
@@ -226,7 +227,7 @@ def _verify_spectra(paths: list[str]) -> int:
 
 
 def _spectra(options: argparse.Namespace) -> int:
-    return spectra.command(options, print)
+    return spectra.command(options, lambda text: print(printable(text)))
 
 
 def _book(options: argparse.Namespace) -> int:

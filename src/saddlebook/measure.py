@@ -19,7 +19,7 @@ from saddlebook.data import Dataset, resize
 from saddlebook.disk import checkpoint
 from saddlebook.disk.files import dump_json, load_json, write_whole
 from saddlebook.disk.provenance import curvature_digest, is_current, numerics_digest
-from saddlebook.errors import Stopped
+from saddlebook.errors import CorruptError, Stopped, explained
 from saddlebook.experiment import Experiment
 from saddlebook.train.task import Task, build_replica, prepare
 
@@ -142,14 +142,16 @@ def _kept(
     study are taken to be theirs, and noted, so that the next change of code counts.
     """
     found, limits = {}, {_name(i | {"limit": ""}): i["limit"] for i in wanted}
-    for item in load_json(file) if file.exists() else []:
-        if (now := origins.get(item["epoch"])) is None:
-            continue
-        item = {"limit": limits.get(_name(item | {"limit": ""})), "origin": now} | item
-        origin = item["origin"]
-        current = is_current(origin["numerics"], origin["curvature"])
-        if current and origin["weights"] == now["weights"]:
-            found[_name(item)] = item
+    with explained(f"{file} holds no spectra", "delete it and run again"):
+        for item in load_json(file) if file.exists() else []:
+            if (now := origins.get(item["epoch"])) is None:
+                continue
+            limit = limits.get(_name(item | {"limit": ""}))
+            item = {"limit": limit, "origin": now} | item
+            origin = item["origin"]
+            current = is_current(origin["numerics"], origin["curvature"])
+            if current and origin["weights"] == now["weights"]:
+                found[_name(item)] = item
     return found
 
 
@@ -202,9 +204,42 @@ def class_loss(experiment: Experiment, task: Task) -> Callable[..., Tensor]:
     return loss
 
 
+def trained(meta: Mapping[str, Any], name: str) -> Experiment:
+    """The experiment that a checkpoint or export belongs to.
+
+    Raises:
+        CorruptError: It names none, or an epoch that the experiment has not.
+    """
+    with explained(f"{name} names no experiment: it is no export", "export it again"):
+        experiment = Experiment.from_dict(meta["experiment"]).training
+        if meta["epoch"] not in range(experiment.epochs + 1):
+            raise ValueError(f"epoch {meta['epoch']!r} of {experiment.epochs}")
+        return experiment
+
+
 def load_model(experiment: Experiment, path: Path, device: str = "cpu") -> nn.Module:
-    """The network with exported weights, in eval mode."""
-    _, tensors = checkpoint.load(path)
+    """The network with exported weights, in eval mode.
+
+    Raises:
+        CorruptError: The file is damaged, or of another experiment.
+    """
+    meta, tensors = checkpoint.load(path)
+    if trained(meta, str(path)) != experiment.training:
+        raise CorruptError(
+            f"{path} is of another experiment than {experiment.slug}; delete it and "
+            "run the same command again"
+        )
+    return network(experiment, tensors, str(path)).to(device)
+
+
+def network(
+    experiment: Experiment, tensors: Mapping[str, Tensor], name: str
+) -> nn.Module:
+    """The same from tensors.
+
+    Raises:
+        CorruptError: They are not those of the network; with ``name``.
+    """
     model = models.build(
         experiment.model,
         experiment.num_classes,
@@ -212,6 +247,11 @@ def load_model(experiment: Experiment, path: Path, device: str = "cpu") -> nn.Mo
         experiment.loss == "ldam",
         experiment.seed,
     )
-    # the step counters of batch norm are not exported: nothing reads them
-    model.load_state_dict({k: t.float() for k, t in tensors.items()}, strict=False)
-    return model.eval().to(device)
+    with explained(f"{name} does not fit {experiment.model}", "export it again"):
+        given = {key: tensor.float() for key, tensor in tensors.items()}
+        lacking, unknown = model.load_state_dict(given, strict=False)
+        # the step counters of batch norm are not exported: nothing reads them
+        lacking = [key for key in lacking if not key.endswith("num_batches_tracked")]
+        if lacking or unknown:
+            raise ValueError(f"it lacks {lacking[:1]} and holds {unknown[:1]}")
+    return model.eval()
