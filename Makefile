@@ -51,15 +51,15 @@ quick: $(READY)  ## every chapter at smoke scale, training included, in a minute
 	$(BIN)/python -c 'from saddlebook import book; book.execute_all(scale="quick")'
 
 lite: $(READY)  ## the records of the laptop scale; needs SADDLEBOOK_DATA; resumable
-	for study in $(STUDIES); do $(BIN)/python -m saddlebook run $$study \
+	for study in $(STUDIES); do $(BIN)/saddlebook run $$study \
 	  --scale lite --workers $(WORKERS) || exit $$?; done
 
 full: $(READY)  ## the paper's own setting on a GPU; needs SADDLEBOOK_DATA; resumable
-	for study in $(STUDIES); do $(BIN)/python -m saddlebook run $$study \
+	for study in $(STUDIES); do $(BIN)/saddlebook run $$study \
 	  --scale full --device $(if $(filter cpu,$(DEVICE)),cuda,$(DEVICE)) || exit $$?; done
 
 book: $(READY)  ## the book, from committed records, into _build/html
-	$(BIN)/python -m saddlebook book
+	$(BIN)/saddlebook book
 
 serve: book  ## the book at http://127.0.0.1:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
@@ -70,7 +70,7 @@ bench: $(READY)  ## the benchmarks, each a table
 	$(BIN)/python benchmarks/saddles.py
 
 check: lint type test  ## lint, types, tests, records
-	$(BIN)/python -m saddlebook verify
+	$(BIN)/saddlebook verify
 
 clean:  ## remove what was built; .venv and checkpoints stay
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -177,7 +177,7 @@ def _in_parallel(workers: int) -> int:
     """The same command several times; locks share the runs out among them."""
     arguments = sys.argv[1:]
     arguments[arguments.index("--workers") + 1] = "1"
-    command = [sys.executable, "-m", "saddlebook", *arguments]
+    command = [sys.executable, "-P", "-m", "saddlebook", *arguments]
     children = [subprocess.Popen(command) for _ in range(workers)]
     try:
         codes = [child.wait() for child in children]

@@ -8,9 +8,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import io
+import os
 import re
+import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -154,7 +157,8 @@ def _torchvision(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
 def _made(name: str) -> nn.Module:
     module, _, function = name.partition(":")
     try:
-        imported = importlib.import_module(module)
+        with _current_folder():
+            imported = importlib.import_module(module)
     except Exception as error:  # whatever the user's module does
         raise UsageError(
             f"--model {name}: {module!r} cannot be imported ({_named_error(error)}); "
@@ -174,6 +178,17 @@ def _made(name: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise UsageError(f"--model {name} gave a {type(made).__name__}, no nn.Module")
     return made
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Where the user's module lies; Python looks there for nothing else of ours."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def _named_error(error: Exception) -> str:
