@@ -24,6 +24,7 @@ _NAMES = {
     "Store": "store",
     "RESULTS": "store",
     "SAM": "optim",
+    "frozen_statistics": "optim",
     "Spectrum": "curvature.spectrum",
     "class_spectra": "curvature.hessian",
 }

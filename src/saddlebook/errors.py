@@ -1,4 +1,4 @@
-"""Errors a user can act on: one line each, and the exit code of the command line."""
+"""Defines the errors a user can act on: one line each, and an exit code."""
 
 from __future__ import annotations
 

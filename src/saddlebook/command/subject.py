@@ -22,7 +22,6 @@ from saddlebook.disk import checkpoint
 from saddlebook.disk.files import read_whole, sha256
 from saddlebook.errors import UsageError, explained, one_of
 from saddlebook.losses import LDAMLoss, VSLoss
-from saddlebook.train.task import prepare
 
 # Mean and standard deviation of the colours a network was trained with
 COLOURS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
@@ -109,7 +108,7 @@ def _exported(file: str, content: bytes, options: argparse.Namespace) -> Subject
         image_size=exp.image_size,
     )
     model = measure.network(exp, tensors, file)
-    loss = measure.class_loss(exp, prepare(exp, dataset))
+    loss = measure.class_loss(exp, images.counts)
     return Subject(model, loss, images, "cifar", {"experiment": exp.to_dict()})
 
 

@@ -1,4 +1,4 @@
-"""The original CIFAR files: archives, python batches and binary batches.
+"""Reads the original CIFAR files: archives, python batches and binary batches.
 
 Nothing here runs code from a file: archives are matched with their known digest and
 read by member name, never unpacked; python batches, which are pickles, are read without

@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR archives, parquet, class folders; digits; download."""
+"""Finds and reads images: CIFAR archives, parquet, class folders, digits, download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: writing, digests and locks.
+"""Writes files that are either whole or not there, and locks and digests them.
 
 Knows bytes and JSON only; no experiment, no tensor.
 """
