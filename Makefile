@@ -11,7 +11,7 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser lint type test quick lite full book lab serve bench check clean
+.PHONY: help setup browser lint type test quick lite full book lab serve bench faults check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -70,6 +70,10 @@ bench: $(READY)  ## the benchmarks, each a table
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/hessian.py product
 	$(BIN)/python benchmarks/saddles.py
+
+faults: $(READY)  ## kills, damage and bad input, counted; LONG=1 for all of it
+	$(BIN)/python benchmarks/faults.py --kills $(if $(LONG),200,60) \
+	  --damage $(if $(LONG),500,40)
 
 check: lint type test  ## lint, types, tests, records
 	$(BIN)/saddlebook verify

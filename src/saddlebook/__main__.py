@@ -139,7 +139,7 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
         | {"workers": getattr(options, "workers", 1)}
     )
     seeds = chosen_seeds(options.seeds) or None
-    names = [options.study] if options.study else list(studies.STUDIES)
+    names = [options.study] if options.study is not None else list(studies.STUDIES)
     chosen = [e for name in names for e in studies.named(name, options.scale, seeds)]
     if only := getattr(options, "only", None):
         known = dict.fromkeys(e.method for e in chosen)
