@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import faults  # noqa: E402
+import faults
 
 
 def test_every_bad_input_is_one_line_and_its_exit_code():

@@ -63,6 +63,8 @@ def _loaded(content: bytes) -> Any:
         with zipfile.ZipFile(file) as archive:
             if sum(m.file_size for m in archive.infolist()) > len(content):
                 raise ValueError("it claims more than it holds")
+            if damaged := archive.testzip():  # PyTorch does not look
+                raise ValueError(f"{damaged} is not what was written")
     file.seek(0)
     return torch.load(file, map_location="cpu", weights_only=True)
 
