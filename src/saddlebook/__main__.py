@@ -27,6 +27,7 @@ from saddlebook.errors import (
     UsageError,
     VerifyError,
     one_of,
+    printable,
 )
 from saddlebook.experiment import SCALES, Experiment
 from saddlebook.store import Store
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SaddlebookError as error:
         if os.environ.get("SADDLEBOOK_DEBUG"):
             raise
-        print(f"saddlebook: {error}", file=sys.stderr)
+        print(f"saddlebook: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(
@@ -143,7 +144,7 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
         | {"workers": getattr(options, "workers", 1)}
     )
     seeds = chosen_seeds(options.seeds) or None
-    names = [options.study] if options.study else list(studies.STUDIES)
+    names = [options.study] if options.study is not None else list(studies.STUDIES)
     of = (options.scale, seeds, options.dataset)
     chosen = [e for name in names for e in studies.named(name, *of)]
     if options.dataset:
@@ -237,7 +238,7 @@ def _verify_spectra(paths: list[str]) -> int:
 
 
 def _spectra(options: argparse.Namespace) -> int:
-    return spectra.command(options, print)
+    return spectra.command(options, lambda text: print(printable(text)))
 
 
 def _reproduce(options: argparse.Namespace) -> int:

@@ -101,6 +101,14 @@ def explained(
         raise kind(f"{what} ({reason(error)}); {todo}") from error
 
 
+def printable(text: object) -> str:
+    """Text in which a terminal finds nothing to obey; lines stay."""
+    shown = (
+        c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(text)
+    )
+    return "".join(shown)
+
+
 def reason(error: BaseException) -> str:
     """An error of Python or of a library in at most one line."""
     text = getattr(error, "strerror", None) or str(error)

@@ -17,7 +17,7 @@ from torch import Tensor
 from saddlebook import data
 from saddlebook.data import sources
 from saddlebook.disk.files import sha256
-from saddlebook.errors import DataError, UsageError, explained
+from saddlebook.errors import DataError, UsageError, explained, printable
 
 
 class Images(NamedTuple):
@@ -171,8 +171,9 @@ def _from_folders(
         return torch.stack(pixels)
 
     digest = sha256(repr(facts).encode())
-    name = folder.resolve().name
-    return Images(name, tuple(classes), sizes, sizes, digest, read)
+    names = tuple(map(printable, classes))
+    name = printable(folder.resolve().name)
+    return Images(name, names, sizes, sizes, digest, read)
 
 
 def read_image(path: Path, size: int | None) -> Tensor:
