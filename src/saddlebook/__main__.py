@@ -155,7 +155,7 @@ def _run(options: argparse.Namespace) -> int:
     store = Store(Path(options.results) / options.scale)
     missing = store.missing(chosen)
     progress = runner.Progress.over(missing, show=not options.quiet and bool(missing))
-    places = {"results": options.results, "data_root": options.data}
+    places = {"results": options.results, "data_root": options.data or None}
     places |= {"work": options.work, "group": options.group, "watcher": progress}
     with progress.signals():
         try:
@@ -241,7 +241,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         only_plan=options.plan, show=not options.quiet,
         say=lambda line: print(line, flush=True),
         crew=workers.devices(options.device, options.workers),
-        data_root=options.data, work=options.work, threads=options.threads,
+        data_root=options.data or None, work=options.work, threads=options.threads,
         group=options.group,
     )  # fmt: skip
     if pages:
