@@ -274,7 +274,8 @@ def _row(claim: Claim, runs: Runs, scale: str, elsewhere: bool) -> dict[str, Any
     row["here"] = "; ".join(each)
     notes = (part.note(runs, scale) for part in parts.values())
     row["note"] = "; ".join(filter(None, notes))
-    if lacks[scale]:
+    row["few"] = any(len(v) < len(parts[name].seeds) for name, v in values.items())
+    if lacks[scale] or row["few"]:
         names = ("p", "p_against", "registered_p", "registered_p_against")
         row |= dict.fromkeys(names, math.nan)
         return row | {"disagree": False, "detectable": lambda alpha: math.nan}
@@ -328,6 +329,8 @@ def _reason(row: Mapping[str, Any], raw: float, count: int) -> str:
         return ""
     if row["missing"]:
         return f"{TOO_FEW}: {row['missing']} are missing"
+    if row["few"]:
+        return f"{TOO_FEW}: {row['n']} seeds measured"
     if row["disagree"]:
         return "paired by seed and unpaired tests disagree"
     return f"not after the correction for {count} claims" if raw < ALPHA else TOO_WIDE
