@@ -23,9 +23,11 @@ from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command import spectra
 from saddlebook.errors import (
     CorruptError,
+    MachineError,
     SaddlebookError,
     UsageError,
     VerifyError,
+    lacks,
     one_of,
 )
 from saddlebook.experiment import SCALES, Experiment
@@ -61,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"saddlebook: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"saddlebook: {lacks(error)}", file=sys.stderr)
+        return MachineError.exit_code
     except KeyboardInterrupt:
         print(
             "saddlebook: interrupted; what was finished is kept, the same command "
