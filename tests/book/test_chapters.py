@@ -155,15 +155,7 @@ def quick_results(everyones):
 @every_chapter
 def test_a_chapter_runs_at_quick_scale_through_papermill(path, tmp_path, quick_results):
     chapters.export(path, tmp_path / "in.ipynb")
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        "in.ipynb",
-        "out.ipynb",
-        "-p",
-        "scale",
-    ]
+    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb"]
     command += ["-p", "scale", "quick", "-p", "results", str(quick_results)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
