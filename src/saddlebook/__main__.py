@@ -23,9 +23,11 @@ from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command import spectra
 from saddlebook.errors import (
     CorruptError,
+    MachineError,
     SaddlebookError,
     UsageError,
     VerifyError,
+    lacks,
     one_of,
     printable,
 )
@@ -62,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"saddlebook: {printable(error)}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"saddlebook: {lacks(error)}", file=sys.stderr)
+        return MachineError.exit_code
     except KeyboardInterrupt:
         print(
             "saddlebook: interrupted; what was finished is kept, the same command "
@@ -165,7 +170,7 @@ def _run(options: argparse.Namespace) -> int:
     store = Store(Path(options.results) / options.scale)
     missing = store.missing(chosen)
     progress = runner.Progress.over(missing, show=not options.quiet and bool(missing))
-    places = {"results": options.results, "data_root": options.data}
+    places = {"results": options.results, "data_root": options.data or None}
     places |= {"work": options.work, "group": options.group, "watcher": progress}
     with progress.signals():
         try:
@@ -251,7 +256,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         only_plan=options.plan, show=not options.quiet,
         say=lambda line: print(line, flush=True),
         crew=workers.devices(options.device, options.workers),
-        data_root=options.data, work=options.work, threads=options.threads,
+        data_root=options.data or None, work=options.work, threads=options.threads,
         group=options.group,
     )  # fmt: skip
     if pages:

@@ -113,3 +113,11 @@ def reason(error: BaseException) -> str:
     """An error of Python or of a library in at most one line."""
     text = getattr(error, "strerror", None) or str(error)
     return next(iter(str(text).splitlines()), "")[:200] or type(error).__name__
+
+
+def lacks(error: ModuleNotFoundError) -> str:
+    """Which package is not installed, and what installs it."""
+    return (
+        f"this needs {error.name}, which is not installed; run: "
+        "pip install 'saddlebook[book]'"
+    )

@@ -27,6 +27,7 @@ TOOLS = Path(__file__).parents[2] / "benchmarks/gpu"
 sys.path.append(str(TOOLS))
 import bundle  # noqa: E402
 import fetch  # noqa: E402
+import item  # noqa: E402
 import pack  # noqa: E402
 import run  # noqa: E402
 import send  # noqa: E402
@@ -367,21 +368,41 @@ def test_what_cannot_be_sent_is_one_line(words, code, monkeypatch, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_the_commands_of_the_list_of_runs_can_be_pasted():
+def test_the_items_are_listed_fit_ten_minutes_and_cover_the_claims():
     text = (TOOLS.parent / "GPU_RUNS.md").read_text()
-    commands = [line[4:] for line in text.splitlines() if line.startswith("    ")]
-    assert max(map(len, commands)) <= 2000
     wanted = set()
-    for command in commands:
-        _, tool, *words = shlex.split(command)[command.startswith("PYTHONPATH") :]
-        if tool == "-u":
-            tool, *words = words
-        assert (TOOLS.parents[1] / tool).is_file()
-        if "send.py" in tool and "STUDY" not in words:
-            wanted |= set(send.chosen(send.parser().parse_args(words)))
-    in_it = ("table1", "rho_ablation", "sam_timing", "bn_statistics", "weight_decay")
+    for name in item.ITEMS:
+        assert f"`{name}`" in text
+        runs = item.left(name)  # in an empty folder: all of them
+        assert 0 < item.minutes(runs) <= 10, name
+        assert len({e.dataset for e in runs}) == 1  # a call carries one
+        wanted |= set(runs)
+    in_it = ("rho_ablation", "sam_timing", "bn_statistics", "optimizers")
     needed = {e for name in in_it for e in studies.named(name, seeds=[0])}
-    assert needed <= wanted
+    there = studies.named("table1", seeds=[0])
+    assert needed <= wanted | set(there)
+    for command in (line[4:] for line in text.splitlines() if line.startswith("    ")):
+        _, tool, *_ = shlex.split(
+            command.replace("PYTHONPATH=src ", "").replace("-u ", "")
+        )
+        assert (TOOLS.parents[1] / tool).is_file()
+
+
+@pytest.mark.parametrize("there", [None, "sh -c '{run} --device cpu --group 1'"])
+def test_an_item_goes_from_sending_to_taking_in(there, monkeypatch, capsys):
+    words = "control --scale quick --seeds 0 --methods 'CE+DRW wd=0.001'"
+    monkeypatch.setitem(item.ITEMS, "toy", words)
+    monkeypatch.chdir(Path.cwd())
+    Path("benchmarks").symlink_to(TOOLS.parents[0])
+    Path("src").symlink_to(TOOLS.parents[1] / "src")
+    arguments = ["toy", *(["--there", there] if there else [])]
+    code = call(monkeypatch, item, *arguments)
+    if there is None and not torch.cuda.is_available():
+        assert code == 6  # no GPU: said, and nothing is lost
+        return
+    assert code == 0
+    assert "toy is done" in capsys.readouterr().out
+    assert len(Store("results/quick").records()) == 1
 
 
 def test_a_call_without_its_folder_or_pack_is_one_line(monkeypatch, capsys):
