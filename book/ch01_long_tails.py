@@ -15,8 +15,7 @@ results = "results"
 import numpy as np
 import pandas as pd
 from saddlebook import data, figures, studies
-from saddlebook.book import Page
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather
 from saddlebook.findings import claims, gains, report
 
 # %% tags=["hide-input"]
@@ -29,7 +28,7 @@ means = printed.set_index(["method", "group"])["mean"]
 paper_gap = means["CE", "head"] - means["CE", "tail"]
 
 # %% tags=["remove-input"]
-judged = partial.verdicts(page, gains.gap())
+judged = gather.verdicts(page, gains.gap())
 lost = judged["here"].iloc[0]
 found = claims.verdict(judged, "CE, head − tail")
 page.claim(

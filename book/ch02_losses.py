@@ -15,8 +15,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from saddlebook import figures, losses, studies
-from saddlebook.book import Page
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather
 from saddlebook.findings import claims, gains, report
 
 # %% tags=["hide-input"]
@@ -26,7 +25,7 @@ runs = page.records(
 )
 printed = report.paper("table1", "cifar10")
 cells = report.cells(report.by_method(runs), printed)
-judged = partial.verdicts(page, gains.baselines())
+judged = gather.verdicts(page, gains.baselines())
 tail = judged[judged["group"] == "tail"]
 
 # %% tags=["remove-input"]

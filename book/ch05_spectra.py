@@ -13,8 +13,7 @@ results = "results"
 
 # %% tags=["hide-input"]
 from saddlebook import figures
-from saddlebook.book import Page, shipped
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather, shipped
 from saddlebook.curvature import lanczos
 from saddlebook.figures import density
 from saddlebook.figures import spectra as curvature_figures
@@ -25,12 +24,12 @@ from saddlebook.findings import tables as curvature_tables
 page = Page("ch05_spectra", scale=scale, results=results, device=device)
 
 # %% tags=["hide-input"]
-runs = partial.dynamics(page)
+runs = gather.dynamics(page)
 table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
-wide = curvature.spectra(partial.every(page, "full"))
+wide = curvature.spectra(gather.every(page, "full"))
 big = curvature.pick(wide, stage=curvature.LAST)
-judged = partial.verdicts(page, spectra_claims.curvature()).iloc[:4]
+judged = gather.verdicts(page, spectra_claims.curvature()).iloc[:4]
 setting = report.setting(runs) if runs else curvature.NONE
 
 # %% tags=["remove-input"]

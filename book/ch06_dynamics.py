@@ -14,8 +14,7 @@ results = "results"
 # %% tags=["hide-input"]
 import saddlebook as sb
 from saddlebook import figures
-from saddlebook.book import Page
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather
 from saddlebook.figures import spectra as through
 from saddlebook.findings import claims, report, spectra_claims
 from saddlebook.findings import spectra as curvature
@@ -24,11 +23,11 @@ from saddlebook.findings import tables as curvature_tables
 page = Page("ch06_dynamics", scale=scale, results=results, device=device)
 
 # %% tags=["hide-input"]
-runs = partial.dynamics(page)
+runs = gather.dynamics(page)
 table = curvature.spectra(runs)
 printed = curvature.published_dynamics(report.paper("dynamics"))
-judged = partial.verdicts(page, spectra_claims.schedule())
-wide = curvature.spectra(partial.every(page, "full"))
+judged = gather.verdicts(page, spectra_claims.schedule())
+wide = curvature.spectra(gather.every(page, "full"))
 rare = curvature.pick(wide, label=[5, 7, 8])
 setting = report.setting(runs) if runs else curvature.NONE
 

@@ -15,8 +15,7 @@ results = "results"
 import numpy as np
 import pandas as pd
 from saddlebook import figures, optim
-from saddlebook.book import Page
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather
 from saddlebook.findings import claims, gains, report
 from saddlebook.theory import saddles
 
@@ -24,7 +23,7 @@ from saddlebook.theory import saddles
 page = Page("ch07_table", scale=scale, results=results, device=device)
 runs = page.records("table1") + page.records("control")
 printed = report.paper("table1", "cifar10")
-judged = partial.verdicts(page, gains.main_table())
+judged = gather.verdicts(page, gains.main_table())
 ours = report.by_method(runs)
 cells = report.cells(ours, printed)
 sam, control = judged.iloc[:8], judged.iloc[8:]
@@ -101,7 +100,7 @@ figures.show(
 # on the test set lies nearer, as if the paper had reported that one.
 
 # %% tags=["hide-input"]
-wide = report.once(partial.every(page, "full"))
+wide = report.once(gather.every(page, "full"))
 big = report.by_method(wide or runs)
 last, best = (report.cells(big, printed, c) for c in ("last", "best"))
 shown = last[last["n"].gt(0) & last["group"].isin(report.MARGINS)]
@@ -187,7 +186,7 @@ page.judged(sam, "SAM minus its base, in points")
 # of the main result: {glue:text}`again` points of tail accuracy from SAM with CE+DRW.
 
 # %% tags=["hide-input"]
-pairs = report.replicates(partial.every(page, "lite", report.made_twice))
+pairs = report.replicates(gather.every(page, "lite", report.made_twice))
 noise = report.rerun_noise(pairs)
 page.value("twice", len(pairs))
 page.value("rms", f"{noise['difference']:.1f}")

@@ -12,8 +12,7 @@ results = "results"
 
 # %% tags=["hide-input"]
 from saddlebook import figures
-from saddlebook.book import Page
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather
 from saddlebook.book import panel as live
 from saddlebook.figures import sweeps
 from saddlebook.findings import claims, hypotheses, report
@@ -21,9 +20,9 @@ from saddlebook.train import engine
 
 # %% tags=["hide-input"]
 page = Page("ch08_rho", scale=scale, results=results, device=device)
-found = partial.gather(page, "rho_ablation", "curvature")
+found = gather.gather(page, "rho_ablation", "curvature")
 records = found["rho_ablation"]
-judged = partial.verdicts(page, hypotheses.five()).iloc[:1]
+judged = gather.verdicts(page, hypotheses.five()).iloc[:1]
 printed = report.paper("rho")
 ours = sweeps.over_radius(records)
 setting = sweeps.setting(records)

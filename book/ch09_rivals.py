@@ -14,8 +14,7 @@ results = "results"
 import numpy as np
 import pandas as pd
 from saddlebook import figures
-from saddlebook.book import Page
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather
 from saddlebook.figures import rivals, sweeps
 from saddlebook.findings import claims, gains, hypotheses, report
 from saddlebook.theory import landscapes
@@ -23,14 +22,14 @@ from saddlebook.train import engine
 
 # %% tags=["hide-input"]
 page = Page("ch09_rivals", scale=scale, results=results, device=device)
-found = partial.gather(
+found = gather.gather(
     page, "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing",
     "bn_statistics", "optimizers",
 )  # fmt: skip
 runs = [record for some in found.values() for record in some]
 everything = list({record.key: record for record in runs}.values())
 families = gains.main_table(), hypotheses.five(), hypotheses.wider()
-judged = partial.verdicts(page, *families)
+judged = gather.verdicts(page, *families)
 five = judged[judged["claim"].isin(["i", "ii", "iii", "iv", "v"])]
 five = five.sort_values("claim")
 again = judged[judged["claim"] == "vi"]

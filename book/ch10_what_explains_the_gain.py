@@ -14,8 +14,7 @@ results = "results"
 
 # %% tags=["hide-input"]
 from saddlebook import figures, studies
-from saddlebook.book import Page
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather
 from saddlebook.figures import sweeps
 from saddlebook.findings import claims, contrasts, hypotheses, report
 
@@ -27,8 +26,8 @@ page = Page(
 )
 
 # %% tags=["hide-input"]
-judged = partial.verdicts(page, hypotheses.one_curve())
-found = partial.gather(
+judged = gather.verdicts(page, hypotheses.one_curve())
+found = gather.gather(
     page, "weight_decay", "optimizers", "sam_timing", "rho_ablation"
 )
 every = [record for some in found.values() for record in some]

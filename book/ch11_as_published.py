@@ -13,8 +13,7 @@ results = "results"
 
 # %% tags=["hide-input"]
 from saddlebook import data, figures
-from saddlebook.book import Page
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather
 from saddlebook.curvature import published
 from saddlebook.figures import spectra as curvature_figures
 from saddlebook.findings import claims, report, spectra_claims
@@ -27,12 +26,12 @@ page = Page(
 )
 
 # %% tags=["hide-input"]
-runs = partial.dynamics(page)
-others = partial.gather(page, "table1", "bn_statistics")
+runs = gather.dynamics(page)
+others = gather.gather(page, "table1", "bn_statistics")
 table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
-judged = partial.verdicts(page, spectra_claims.curvature()).iloc[4:]
-wide = curvature.spectra(partial.every(page, "full"))
+judged = gather.verdicts(page, spectra_claims.curvature()).iloc[4:]
+wide = curvature.spectra(gather.every(page, "full"))
 page.value("overlap", curvature_tables.released_at_equal_loss(wide))
 setting = report.setting(runs) if runs else curvature.NONE
 

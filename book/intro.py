@@ -15,8 +15,7 @@ results = "results"
 # %% tags=["hide-input"]
 import pandas as pd
 from saddlebook import figures
-from saddlebook.book import Page
-from saddlebook.book import gather as partial
+from saddlebook.book import Page, gather
 from saddlebook.findings import (
     claims,
     gains,
@@ -30,7 +29,7 @@ page = Page("intro", scale=scale, results=results, device=device)
 # %% tags=["hide-input"]
 records = page.records("table1") + page.records("control")
 setting = report.setting(records)
-judged = partial.verdicts(page, gains.main_table())
+judged = gather.verdicts(page, gains.main_table())
 main = judged.set_index("claim").loc["CE+DRW+SAM − CE+DRW, tail"]
 
 # %% tags=["remove-input"]
@@ -79,7 +78,7 @@ figures.show(
 # {doc}`ch11_as_published` takes the published measurement apart.
 
 # %% tags=["hide-input"]
-bends = partial.verdicts(page, spectra_claims.curvature())
+bends = gather.verdicts(page, spectra_claims.curvature())
 page.judged(
     bends,
     "Differences of |λmin/λmax| unless said: mean over the tail's classes, 95 % "
@@ -101,7 +100,7 @@ page.value("bends", claims.counts(bends))
 # {doc}`ch10_what_explains_the_gain` what comes next.
 
 # %% tags=["hide-input"]
-asked = partial.verdicts(page, hypotheses.five())
+asked = gather.verdicts(page, hypotheses.five())
 quoted = judged[judged["claim"] == "ii"]
 five = pd.concat([quoted, asked]).sort_values("claim")
 page.judged(five, "Every part in points, 95 % t-intervals over seeds")
@@ -114,7 +113,7 @@ page.judged(five, "Every part in points, 95 % t-intervals over seeds")
 # {doc}`deviations` what we changed.
 
 # %% tags=["hide-input"]
-wide = report.once(partial.every(page, "full")) or records
+wide = report.once(gather.every(page, "full")) or records
 cells = report.cells(
     report.by_method(wide), report.paper("table1", "cifar10")
 )

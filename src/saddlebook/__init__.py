@@ -22,7 +22,9 @@ _NAMES = {
     "run_all": "runner",
     "Record": "record",
     "Store": "store",
+    "RESULTS": "store",
     "SAM": "optim",
+    "frozen_statistics": "optim",
     "Spectrum": "curvature.spectrum",
     "class_spectra": "curvature.hessian",
 }

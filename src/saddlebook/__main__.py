@@ -1,11 +1,15 @@
-"""The command line: ``python -m saddlebook run|status|verify|book|spectra``."""
+"""The command line: ``python -m saddlebook run|status|verify|book|spectra``.
+
+exit codes: 0 ok · 2 usage · 3 data · 4 checkpoint or record corrupt · 5 numerical ·
+6 environment · 7 disk or memory · 8 locked · 9 verification failed · 75 stopped and
+resumable · 130 interrupted
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from saddlebook import runner, studies
+from saddlebook import __version__, runner, studies, workers
 from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command import spectra
 from saddlebook.errors import (
@@ -38,16 +42,19 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors are one line on stderr, the return value is the exit code.
 
-    0 ok · 2 usage · 3 data · 4 checkpoint or record corrupt · 5 numerical · 6
-    environment · 7 disk or memory · 8 locked · 9 verification failed · 75 stopped and
-    resumable · 130 interrupted.
+    What each code means stands at the top of this file and in ``--help``.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         if arguments and not arguments[0].startswith("-"):
             one_of("command", arguments[0], _COMMANDS)
         options = _parser().parse_args(arguments)
-        return int(options.command(options) or 0)
+        code = int(options.command(options) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # ``| head``: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except SaddlebookError as error:
         if os.environ.get("SADDLEBOOK_DEBUG"):
             raise
@@ -63,18 +70,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m saddlebook", description=__doc__)
+    summary, codes = str(__doc__).split("\n\n")
+    parser = _Parser("python -m saddlebook", description=summary, epilog=codes)
+    parser.add_argument(
+        "--version", action="version", version=f"saddlebook {__version__}"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = _command(commands, "run", _run, "train what a study lacks; resumable")
     _add_study(run)
     run.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    run.add_argument("--data", default=os.environ.get("SADDLEBOOK_DATA"))
+    run.add_argument(
+        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
+        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
+    )  # fmt: skip
     run.add_argument("--work", default=runner.WORK, help="folder of checkpoints")
     run.add_argument("--threads", type=int, default=1, help="of one run, on the CPU")
     run.add_argument("--workers", type=int, default=1, help="processes on the CPU")
     run.add_argument("--group", type=int, help="runs side by side on one device")
     run.add_argument("--precision", help="instead of the study's: tf32, bf16, ...")
-    run.add_argument("--only", help="methods whose name contains this")
+    run.add_argument("--only", help="methods, such as CE,CE+DRW+SAM")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     status = _command(commands, "status", _status, "records done, missing, stale")
     _add_study(status, optional=True)
@@ -91,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, action: Any, help_: str) -> Any:
-    command = commands.add_parser(name, help=help_)
+    codes = str(__doc__).split("\n\n")[1]
+    command = commands.add_parser(name, help=help_, description=help_, epilog=codes)
     command.set_defaults(command=action)
     return command
 
@@ -116,9 +131,9 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
     names = [options.study] if options.study else list(studies.STUDIES)
     chosen = [e for name in names for e in studies.named(name, options.scale, seeds)]
     if only := getattr(options, "only", None):
-        chosen = [e for e in chosen if only in e.method]
-        if not chosen:
-            raise UsageError(f"no method of {options.study} contains {only!r}")
+        known = dict.fromkeys(e.method for e in chosen)
+        wanted = [one_of("method", name.strip(), known) for name in only.split(",")]
+        chosen = [e for e in chosen if e.method in wanted]
     if precision := getattr(options, "precision", None):
         chosen = [replace(e, precision=precision) for e in chosen]
     return list(dict.fromkeys(chosen))
@@ -126,49 +141,42 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
 
 def _run(options: argparse.Namespace) -> int:
     chosen = _experiments(options)
-    runner.check_device(options.device)
-    if options.workers > 1:
-        return _in_parallel(options.workers)
-    torch.set_num_threads(max(1, options.threads))
-    # denormal numbers make small gradients many times slower on the CPU
-    torch.set_flush_denormal(True)
+    crew = workers.devices(options.device, options.workers)
     store = Store(Path(options.results) / options.scale)
-    epochs = sum(e.epochs for e in store.missing(chosen))
-    progress = runner.Progress(epochs, show=not options.quiet)
+    missing = store.missing(chosen)
+    progress = runner.Progress.over(missing, show=not options.quiet and bool(missing))
+    places = {"results": options.results, "data_root": options.data}
+    places |= {"work": options.work, "group": options.group, "watcher": progress}
     with progress.signals():
         try:
-            runner.run_all(
-                chosen,
-                data_root=options.data,
-                device=options.device,
-                work=options.work,
-                results=options.results,
-                watcher=progress,
-                group=options.group,
-                note=lambda line: print(line, file=sys.stderr),
-            )
+            if len(crew) > 1:
+                workers.share(
+                    chosen, crew, note=_note, threads=options.threads, **places
+                )
+            else:
+                _run_here(chosen, crew[0], options.threads, places)
         finally:
             progress.close()
-            torch.set_flush_denormal(False)
             if progress.signal == signal.SIGINT:
                 raise KeyboardInterrupt
     print(f"{len(chosen)} records of {options.study} are in {store.path}")
     return 0
 
 
-def _in_parallel(workers: int) -> int:
-    """The same command several times; locks share the runs out among them."""
-    arguments = sys.argv[1:]
-    arguments[arguments.index("--workers") + 1] = "1"
-    command = [sys.executable, "-m", "saddlebook", *arguments]
-    children = [subprocess.Popen(command) for _ in range(workers)]
+def _run_here(
+    chosen: list[Experiment], device: str, threads: int, places: dict[str, Any]
+) -> None:
+    torch.set_num_threads(max(1, threads))
+    # denormal numbers make small gradients many times slower on the CPU
+    torch.set_flush_denormal(True)
     try:
-        codes = [child.wait() for child in children]
-    except KeyboardInterrupt:
-        codes = [child.wait() for child in children]
-        raise
-    # a worker that finds all that is left taken ends with 8; the others finish it
-    return max((code for code in codes if code != 8), default=8)
+        runner.run_all(chosen, device=device, note=_note, **places)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -186,7 +194,12 @@ def _verify(options: argparse.Namespace) -> int:
     if options.spectra:
         return _verify_spectra(options.spectra)
     stores = [Store(Path(options.results) / scale) for scale in SCALES]
-    records = [r for store in stores if store.path.exists() for r in store.verify()]
+    records = [record for store in stores for record in store.verify()]
+    if not records:
+        raise VerifyError(
+            f"no records in {options.results}; give the folder that holds "
+            f"{', '.join(SCALES[:-1])} or {SCALES[-1]}"
+        )
     print(f"{len(records)} records verified")
     if stale := [record for record in records if record.stale]:
         print(f"{len(stale)} of them stale: made by code that gives other results")

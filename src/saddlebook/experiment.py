@@ -1,4 +1,4 @@
-"""What to run: one frozen, flat, validated description, its key, and its scales.
+"""Describes what to run: one frozen, validated dataclass, its key and its scales.
 
 Knows names and numbers only; nothing here trains or touches a file.
 """
@@ -40,6 +40,22 @@ _AT_LEAST = {
     "weight_decay": 0, "momentum": 0, "vs_gamma": 0, "focal_gamma": 0, "max_count": 1,
     "spectra_images": 1,
 }  # fmt: skip
+# Field: (the field that heeds it, by which of its values). Anything else would be the
+# same training under another key
+_HEEDED = {
+    "rho": ("optimizer", ("sam",)),
+    "sam_epochs": ("optimizer", ("sam",)),
+    "sam_bn": ("optimizer", ("sam",)),
+    "noise": ("optimizer", ("pgd", "lpf")),
+    "lpf_samples": ("optimizer", ("lpf",)),
+    "vs_gamma": ("loss", ("vs",)),
+    "vs_tau": ("loss", ("vs",)),
+    "ldam_max_margin": ("loss", ("ldam",)),
+    "ldam_scale": ("loss", ("ldam",)),
+    "focal_gamma": ("loss", ("focal",)),
+    "beta": ("reweight", ("effective", "drw")),
+}
+_NEEDED = {"sam": "rho", "pgd": "noise", "lpf": "noise"}  # 0 would be SGD
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,8 @@ class Experiment:
         seed: Of initial weights, order and augmentation; the split is always seed 0.
 
     Raises:
-        UsageError: A value out of range or an unknown name.
+        UsageError: A value out of range, an unknown name, or a value that the other
+            fields make void: SAM without a radius, a radius without SAM.
     """
 
     scale: str = "full"
@@ -127,6 +144,25 @@ class Experiment:
         for name, known in _CHOICES.items():
             one_of(name, getattr(self, name), known)
         self._check_ranges()
+        self._check_heeded()
+
+    def _check_heeded(self) -> None:
+        """Refuse what the training would not heed."""
+        for name, (by, values) in _HEEDED.items():
+            value, default = getattr(self, name), getattr(type(self), name)
+            if value != default and getattr(self, by) not in values:
+                raise UsageError(
+                    f"{name} {value!r} has no effect with {by} {getattr(self, by)!r}; "
+                    f"leave it out, or take {by}={values[-1]!r}"
+                )
+        if self.spectra_images and not self.spectra_at:
+            raise UsageError("spectra_images has no effect without spectra_at")
+        needed = _NEEDED.get(self.optimizer)
+        if needed and not getattr(self, needed):
+            raise UsageError(
+                f"optimizer {self.optimizer!r} with {needed} 0 is SGD; give {needed}, "
+                "or take optimizer='sgd'"
+            )
 
     def _check_ranges(self) -> None:
         for name, low in _AT_LEAST.items():
@@ -262,6 +298,9 @@ _LITE_RHO = {"ldam": 0.125, "vs": 0.2}  # times the paper's radius; else 0.6
 def at_scale(experiment: Experiment, scale: str) -> Experiment:
     """The same experiment at another scale: the only place where scale is decided.
 
+    ``full`` experiments come as the studies want them; precision, epochs between tests
+    and ``spectra_images`` are set anew for ``lite`` and ``quick``.
+
     ``lite`` keeps images real and the question alive on two CPU cores: fewer images,
     less imbalance, 16 pixels, a ResNet-8, 150 epochs and a smaller radius. ``quick``
     is seconds on scikit-learn's digits and no evidence. ``spectra_at`` is mapped in
@@ -276,7 +315,8 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
         return experiment
     if experiment.scale != "full":
         raise UsageError(f"at_scale maps from full, not from {experiment.scale}")
-    changes: dict[str, Any] = {"scale": scale}
+    changes: dict[str, Any] = {"scale": scale, "spectra_images": None}
+    changes |= {"precision": "fp32", "test_every": 1}
     changes |= _LITE if scale == "lite" else _QUICK
     if experiment.dataset == "cifar100" and scale == "lite":
         changes |= {"max_count": 250}

@@ -1,4 +1,4 @@
-"""Losses for long-tailed classes, class weights and when they are switched on.
+"""Defines losses for long-tailed classes, and the weights of the classes.
 
 Knows logits, targets and class counts; no network, no optimizer.
 Legend: N examples, C classes, n_y training images of class y.
@@ -15,14 +15,17 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saddlebook.errors import UsageError
+from saddlebook.errors import UsageError, one_of
+
+# Class counts in label order, or by label, as collections.Counter has them
+Counts = Iterable[int] | Mapping[Any, int]
 
 
 def effective_number(count: int, beta: float) -> float:
@@ -32,17 +35,21 @@ def effective_number(count: int, beta: float) -> float:
     return -math.expm1(count * math.log(beta)) / (1 - beta)
 
 
-def class_weights(class_counts: Sequence[int], beta: float) -> Tensor:
+def class_weights(
+    class_counts: Counts, beta: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Weight each class by the inverse of its effective number of images.
 
     E_y = (1 − β^{n_y}) / (1 − β); weights are proportional to 1/E_y with mean 1.
 
     Args:
-        class_counts: Training images per class. [C], integers of at least 1.
+        class_counts: Training images per class, integers of at least 1. [C], or a
+            mapping such as ``Counter(labels)``, whose keys are sorted.
         beta: In [0, 1). 0 gives equal weights, β → 1 inverse frequency.
+        dtype: Of the weights; torch's own losses want that of the logits.
 
     Returns:
-        Weights with mean 1. [C], float64.
+        Weights with mean 1. [C].
 
     Raises:
         UsageError: A count below 1 or a beta outside [0, 1).
@@ -56,10 +63,10 @@ def class_weights(class_counts: Sequence[int], beta: float) -> Tensor:
     inverse = torch.tensor(
         [1 / effective_number(n, beta) for n in counts], dtype=torch.float64
     )
-    return inverse / inverse.mean()
+    return (inverse / inverse.mean()).to(dtype)
 
 
-def ldam_margins(class_counts: Sequence[int], max_margin: float = 0.5) -> Tensor:
+def ldam_margins(class_counts: Counts, max_margin: float = 0.5) -> Tensor:
     """Margins n_y^(−1/4), scaled so that the rarest class has ``max_margin``.
 
     Returns:
@@ -84,16 +91,22 @@ class Adjustment(NamedTuple):
     offset: Tensor  # [C], added
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Adjust logits [N, C] for targets [N]."""
-        classes = torch.arange(logits.shape[1], device=logits.device)
-        true = (classes == targets[:, None]).to(logits.dtype)
+        """Adjust logits [N, C] for labels [N], or for probabilities [N, C].
+
+        Of probabilities, each class has its margin in proportion to its share.
+        """
+        if targets.is_floating_point():
+            true = targets.to(logits)
+        else:
+            classes = torch.arange(logits.shape[1], device=logits.device)
+            true = (classes == targets[:, None]).to(logits.dtype)
         shifted = self.scale * (logits - self.margin.to(logits) * true)
         return shifted / self.delta.to(logits) + self.offset.to(logits)
 
 
 def adjustment(
     loss: str,
-    class_counts: Sequence[int],
+    class_counts: Counts,
     *,
     ldam_max_margin: float = 0.5,
     ldam_scale: float = 30.0,
@@ -123,32 +136,111 @@ def adjustment(
     return Adjustment(1.0, zero, one, zero)
 
 
-class _AdjustedLoss(nn.Module):
-    """Weighted cross-entropy of adjusted logits; mean over the summed weights."""
+class _ClassLoss(nn.Module):
+    """What a loss shares with torch's: weight, reduction, ignored labels, checks."""
 
-    def __init__(self, tensors: Adjustment, weight: Tensor | None) -> None:
+    weight: Tensor | None
+
+    def __init__(
+        self, classes: int | None, weight: Any, reduction: str, ignore_index: int
+    ) -> None:
         super().__init__()
-        self.tensors = tensors
-        classes = len(tensors.margin)
-        self.weight = None if weight is None else check_weight(weight, classes)
+        self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
+        self.ignore_index, self.classes = ignore_index, classes
+        if weight is not None:
+            weight = check_weight(weight, classes or len(weight))
+            self.classes = len(weight)
+        self.register_buffer("weight", weight)
 
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _checked(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Logits in float32 at least; UsageError for shapes that do not fit."""
+        shape, wanted = tuple(logits.shape), self.classes or "C"
+        if logits.ndim != 2 or (self.classes and shape[1] != self.classes):
+            raise UsageError(f"logits have shape {shape}; the loss needs [N, {wanted}]")
+        soft = targets.is_floating_point()
+        if targets.shape != (logits.shape if soft else logits.shape[:1]):
+            raise UsageError(
+                f"{targets.dtype} targets have shape {tuple(targets.shape)}; give "
+                f"labels [{len(logits)}], or probabilities [N, {wanted}] as floats"
+            )
         if len(targets) == 0:
             raise UsageError("a loss needs at least one example")
-        weight = None if self.weight is None else self.weight.to(logits)
-        return F.cross_entropy(self.tensors(logits, targets), targets, weight)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class _AdjustedLoss(_ClassLoss):
+    """Weighted cross-entropy of adjusted logits; mean over the summed weights."""
+
+    margin: Tensor
+    delta: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        tensors: Adjustment,
+        weight: Any,
+        *,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(len(tensors.margin), weight, reduction, ignore_index)
+        if not 0 <= label_smoothing <= 1:
+            raise UsageError(f"label_smoothing {label_smoothing} must be in [0, 1]")
+        self.scale, self.label_smoothing = tensors.scale, label_smoothing
+        for name in ("margin", "delta", "offset"):  # they follow from the counts
+            self.register_buffer(name, getattr(tensors, name), persistent=False)
+
+    @classmethod
+    def from_labels(cls, labels: Any, **options: Any) -> Self:
+        """The loss of training labels, which are counted.
+
+        Args:
+            labels: Integers from 0, as a list, array or tensor. [N]
+            **options: Of the loss.
+
+        Raises:
+            UsageError: No integers from 0, or a class without an example.
+        """
+        numbers = torch.as_tensor(labels)
+        if numbers.is_floating_point() or numbers.ndim != 1 or (numbers < 0).any():
+            raise UsageError("labels to count must be integers from 0, [N]")
+        make: Callable[..., Self] = cls
+        return make(torch.bincount(numbers).tolist(), **options)
+
+    @property
+    def tensors(self) -> Adjustment:
+        """The four tensors of the loss, where they are now."""
+        return Adjustment(self.scale, self.margin, self.delta, self.offset)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = self._checked(logits, targets)
+        if targets.is_floating_point():
+            targets = targets.to(logits)
+        return F.cross_entropy(
+            self.tensors(logits, targets),
+            targets,
+            None if self.weight is None else self.weight.to(logits),
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
 
 
 class LDAMLoss(_AdjustedLoss):
     """Label-distribution-aware margin loss on the cosines of a ``CosineHead``.
 
-    Cross-entropy of scale·(z_j − m_y·[j = y]), m_y ∝ n_y^(−1/4), max ``max_margin``.
+    Cross-entropy of scale·(z_j − m_y·[j = y]), m_y ∝ n_y^(−1/4), max ``max_margin``. In
+    a mixture of labels each class has its margin in proportion to its share.
 
     Args:
-        class_counts: Training images per class. [C].
+        class_counts: Training images per class, [C] or a ``Counter`` of labels; see
+            ``from_labels``.
         max_margin: Margin of the rarest class (0.5 for CIFAR).
         scale: Inverse temperature (30).
-        weight: Class weights [C] or None.
+        weight: Class weights [C], also as a list or array, or None.
+        **as_torch: ``reduction``, ``label_smoothing`` and ``ignore_index`` of
+            ``nn.CrossEntropyLoss``.
 
     References:
         Cao et al. 2019, eqs. (12) and (13).
@@ -156,25 +248,29 @@ class LDAMLoss(_AdjustedLoss):
 
     def __init__(
         self,
-        class_counts: Sequence[int],
+        class_counts: Counts,
         max_margin: float = 0.5,
         scale: float = 30.0,
-        weight: Tensor | None = None,
+        weight: Any = None,
+        **as_torch: Any,
     ) -> None:
         tensors = adjustment(
             "ldam", class_counts, ldam_max_margin=max_margin, ldam_scale=scale
         )
-        super().__init__(tensors, weight)
+        super().__init__(tensors, weight, **as_torch)
 
 
 class VSLoss(_AdjustedLoss):
     """Vector-scaling loss: cross-entropy of z_j/Δ_j + τ·log(n_j/N).
 
     Args:
-        class_counts: Training images per class. [C].
+        class_counts: Training images per class, [C] or a ``Counter`` of labels; see
+            ``from_labels``.
         gamma: Δ_j = (n_max/n_j)^γ, at least 0 (0.3).
         tau: Weight of the log prior (1.0).
-        weight: Class weights [C] or None.
+        weight: Class weights [C], also as a list or array, or None.
+        **as_torch: ``reduction``, ``label_smoothing`` and ``ignore_index`` of
+            ``nn.CrossEntropyLoss``.
 
     References:
         Kini et al. 2021, eq. (2).
@@ -182,23 +278,27 @@ class VSLoss(_AdjustedLoss):
 
     def __init__(
         self,
-        class_counts: Sequence[int],
+        class_counts: Counts,
         gamma: float = 0.3,
         tau: float = 1.0,
-        weight: Tensor | None = None,
+        weight: Any = None,
+        **as_torch: Any,
     ) -> None:
         tensors = adjustment("vs", class_counts, vs_gamma=gamma, vs_tau=tau)
-        super().__init__(tensors, weight)
+        super().__init__(tensors, weight, **as_torch)
 
 
-class FocalLoss(nn.Module):
-    """Focal loss, mean over the batch of −w_y·(1 − p_y)^γ·log p_y.
+class FocalLoss(_ClassLoss):
+    """Focal loss, mean over the labelled examples of −w_y·(1 − p_y)^γ·log p_y.
 
-    The weight multiplies the term and does not enter the modulating factor.
+    The weight multiplies the term and does not enter the modulating factor. A mixture
+    of labels has no p_y and is refused.
 
     Args:
         gamma: Focusing exponent, at least 0; 0 is cross-entropy (1.0).
-        weight: Class weights [C] or None.
+        weight: Class weights [C], also as a list or array, or None.
+        reduction: ``mean``, ``sum`` or ``none``.
+        ignore_index: Label of examples that do not count.
 
     References:
         Lin et al. 2017, eq. (5).
@@ -206,42 +306,63 @@ class FocalLoss(nn.Module):
 
     # DEVIATION(focal-weight): the released code raises the weight inside the exponent
 
-    def __init__(self, gamma: float = 1.0, weight: Tensor | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        gamma: float = 1.0,
+        weight: Any = None,
+        *,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(None, weight, reduction, ignore_index)
         _finite(focal_gamma=gamma)
         self.gamma = gamma
-        self.weight = None if weight is None else check_weight(weight, len(weight))
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss over logits [N, C] and targets [N], in nats."""
-        if len(targets) == 0:
-            raise UsageError("a loss needs at least one example")
-        nats = F.cross_entropy(logits, targets, reduction="none")
-        missing = -torch.expm1(-nats)  # 1 − p_y, exact also when p_y is near 1
-        if self.gamma:
-            nats = missing.clamp_min(torch.finfo(nats.dtype).tiny) ** self.gamma * nats
-        if self.weight is not None:
-            nats = self.weight.to(nats)[targets] * nats
-        return nats.mean()
+        """Loss of logits [N, C] and labels [N], in nats."""
+        logits = self._checked(logits, targets)
+        if targets.is_floating_point():
+            raise UsageError("focal loss is defined for labels [N], not probabilities")
+        kept = targets != self.ignore_index
+        labels = torch.where(kept, targets, 0)
+        nats = focal_nats(logits, labels, self.gamma, self.weight)
+        nats = torch.where(kept, nats, 0.0)
+        if self.reduction == "none":
+            return nats
+        return nats.sum() / (kept.sum() if self.reduction == "mean" else 1)
 
 
-def check_weight(weight: Tensor, classes: int) -> Tensor:
-    """Return ``weight`` if it is [C], finite, not negative and not all zero."""
-    if weight.shape != (classes,):
+def focal_nats(
+    logits: Tensor, targets: Tensor, gamma: float, weight: Tensor | None = None
+) -> Tensor:
+    """Focal loss of each example, nats [N]; see ``FocalLoss``."""
+    nats = F.cross_entropy(logits, targets, reduction="none")
+    missing = -torch.expm1(-nats)  # 1 − p_y, exact also when p_y is near 1
+    if gamma:
+        nats = missing.clamp_min(torch.finfo(nats.dtype).tiny) ** gamma * nats
+    return nats if weight is None else weight.to(nats)[targets] * nats
+
+
+def check_weight(weight: Any, classes: int) -> Tensor:
+    """Return ``weight`` as floats if it is [C], finite, not negative, not all zero."""
+    tensor = torch.as_tensor(weight)
+    if tensor.shape != (classes,):
         raise UsageError(
-            f"class weights have shape {tuple(weight.shape)}; {classes} classes need "
+            f"class weights have shape {tuple(tensor.shape)}; {classes} classes need "
             f"({classes},)"
         )
-    if not (weight.isfinite().all() and (weight >= 0).all() and weight.any()):
+    if not (tensor.isfinite().all() and (tensor >= 0).all() and tensor.any()):
         raise UsageError("class weights must be finite, not negative and not all zero")
-    return weight
+    return tensor if tensor.is_floating_point() else tensor.float()
 
 
-def _counts(class_counts: Sequence[int]) -> list[int]:
+def _counts(class_counts: Counts) -> list[int]:
+    if isinstance(class_counts, Mapping):
+        class_counts = [class_counts[label] for label in sorted(class_counts)]
     counts = list(class_counts)
-    bad = [n for n in counts if n != int(n) or n < 1]
+    bad = [f"{n} of class {y}" for y, n in enumerate(counts) if n != int(n) or n < 1]
     if bad or not counts:
-        raise UsageError(f"class counts must be integers of at least 1, got {bad}")
+        raise UsageError(f"class counts must be integers of at least 1, not {bad[:5]}")
     return [int(n) for n in counts]
 
 

@@ -1,30 +1,44 @@
-"""Who follows a training at the command line: a bar, and the request to stop."""
+"""One bar over all the work of some runs, and the request to stop them."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
+from saddlebook import effort
 from saddlebook.experiment import Experiment
 
 
 class Progress:
-    """A progress bar over the epochs of all runs, and the request to stop.
+    """A progress bar and the request to stop.
 
     Args:
-        total: Epochs of all runs, or other units of work.
+        total: Units of work in all.
         show: Draw the bar.
-        unit: Name of what is counted.
+        unit: Name of what is counted; none: only the share of the whole is shown.
+        file: Where to draw; None: stderr.
     """
 
-    def __init__(self, total: int, show: bool = True, unit: str = "epoch") -> None:
+    def __init__(
+        self,
+        total: float,
+        show: bool = True,
+        unit: str = "",
+        file: TextIO | None = None,
+    ) -> None:
         self._stop = threading.Event()
         self.signal = 0
-        self._bar = _bar(total, unit) if show else None
+        self._bar: Any = _bar(total, unit, file or sys.stderr) if show else None
+        self._parts: dict[tuple[str, str], float] = {}
+
+    @classmethod
+    def over(cls, experiments: Sequence[Experiment], **options: Any) -> Progress:
+        """Of the training and measuring of these runs."""
+        return cls(effort.total(experiments), **options)
 
     def stop(self) -> None:
         """Ask for a stop after the current step; asking twice changes nothing."""
@@ -36,12 +50,36 @@ class Progress:
 
     def epoch_done(self, experiment: Experiment, row: dict[str, Any]) -> None:
         """Move on by one epoch and show the newest loss."""
-        if self._bar is None:
-            return
-        name = f"{experiment.method} seed {experiment.seed}"
-        self._bar.set_description(name, refresh=False)
-        self._bar.set_postfix_str(f"loss {row['train_loss']:.3f}", refresh=False)
-        self._bar.update()
+        if self._bar is not None:
+            share, step = row["epoch"] / experiment.epochs, 1 / experiment.epochs
+            told = f"epoch {row['epoch']}, loss {row['train_loss']:.3f}"
+            work = effort.training(experiment)
+            self._reach("train", experiment.training, share * work, step * work, told)
+
+    def measuring(
+        self, experiment: Experiment, done: float, total: float, what: str
+    ) -> None:
+        """Move to the share ``done / total`` of a run's spectra."""
+        if self._bar is not None and total:
+            before = effort.training(experiment)
+            self._reach("train", experiment.training, before, 0, what)
+            work = effort.measuring(experiment) * done / total
+            self._reach("measure", experiment, work, work, what)
+
+    def _reach(
+        self, what: str, run: Experiment, work: float, step: float, told: str
+    ) -> None:
+        """Count ``work`` of a run as done, all but ``step`` of it from before."""
+        key, bar = (what, run.key), self._bar
+        assert bar is not None
+        if key not in self._parts:
+            self._parts[key] = work - step
+            bar.n += work - step
+            bar.initial += work - step  # not in the rate, which gives the time left
+        bar.set_description(f"{run.method} seed {run.seed}", refresh=False)
+        bar.set_postfix_str(told, refresh=False)
+        bar.update(work - self._parts[key])
+        self._parts[key] = work
 
     def at(self, done: int, text: str) -> None:
         """Move to ``done`` units in all, and say what is under way."""
@@ -78,10 +116,14 @@ class Progress:
                 signal.signal(number, handler)
 
 
-def _bar(total: int, unit: str) -> Any:
+_SHARE = "{desc}{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
+
+
+def _bar(total: float, unit: str, file: TextIO) -> Any:
     """A bar, or None where tqdm is not installed: it is a comfort, no need."""
     try:
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(total=total, unit=unit, file=sys.stderr, mininterval=1)
+    form = {"unit": unit} if unit else {"bar_format": _SHARE}
+    return tqdm(total=total, file=file, mininterval=1, smoothing=0, **form)

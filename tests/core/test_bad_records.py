@@ -81,7 +81,7 @@ def put(part, name, value):
         (put("curves", "epoch", [1] * 41), "do not end at epoch 200"),
         (put("curves", "tail", [200.0] * 41), "tail is no percentage"),
         (put("experiment", "rhoo", 0.1), "did you mean 'rho'"),
-        (put("experiment", "rho", 0.1), "not that of its experiment"),
+        (put("experiment", "lr", 0.2), "not that of its experiment"),
         (put("experiment", "imbalance_factor", 0.01), "100 means 100:1"),
         (put("provenance", "commit", "/home/someone/x"), "names a path"),
         (put("provenance", "device", "C:\\Users"), "names a path"),

@@ -37,14 +37,24 @@ def test_every_field_changes_the_key():
         "model": "resnet8", "loss": "vs", "reweight": "drw", "optimizer": "sam",
         "sam_epochs": "after", "sam_bn": "first", "precision": "bf16",
         "spectra_at": (1,), "spectra_images": 9, "beta": 0.5, "momentum": 0.5,
+        "lpf_samples": 4,
     }  # fmt: skip
-    keys = {Experiment().key}
-    for field in fields(Experiment):
-        value = other.get(field.name)
-        if value is None:
-            value = getattr(Experiment(), field.name) + 1
-        keys.add(replace(Experiment(), **{field.name: value}).key)
-    assert len(keys) == 1 + len(fields(Experiment))
+    kinds = [
+        {}, {"optimizer": "sam", "rho": 1}, {"optimizer": "pgd", "noise": 1},
+        {"optimizer": "lpf", "noise": 1}, {"loss": "vs"}, {"loss": "ldam"},
+        {"loss": "focal"}, {"reweight": "drw"}, {"spectra_at": (200,)},
+    ]  # fmt: skip
+    heeded = set()
+    for base in [Experiment(**kind) for kind in kinds]:
+        for name in [field.name for field in fields(Experiment)]:
+            value = other.get(name) or getattr(base, name) + 1
+            try:
+                changed = replace(base, **{name: value})
+            except UsageError:  # not heeded beside the others
+                continue
+            assert changed == base or changed.key != base.key
+            heeded.add(name)
+    assert heeded | {"optimizer"} == {field.name for field in fields(Experiment)}
 
 
 def test_a_round_trip_through_json_is_the_same_experiment():
@@ -80,7 +90,17 @@ def test_slugs_and_keys_are_unique_over_all_studies(scale):
         ({"dataset": "cifar1o"}, "did you mean 'cifar10'"),
         ({"imbalance": "expo"}, "did you mean 'exp'"),
         ({"spectra_at": (201,)}, "spectra_at"),
-        ({"optimizer": "lpf", "lpf_samples": 7}, "divide"),
+        ({"optimizer": "lpf", "noise": 1, "lpf_samples": 7}, "divide"),
+        ({"optimizer": "sam"}, "rho 0 is SGD"),
+        ({"optimizer": "pgd"}, "noise 0 is SGD"),
+        ({"optimizer": "lpf"}, "noise 0 is SGD"),
+        ({"rho": 0.5}, "no effect with optimizer 'sgd'.*optimizer='sam'"),
+        ({"noise": 0.5}, "no effect with optimizer 'sgd'"),
+        ({"sam_bn": "first"}, "no effect with optimizer 'sgd'"),
+        ({"vs_tau": 2}, "no effect with loss 'ce'"),
+        ({"ldam_scale": 2}, "no effect with loss 'ce'"),
+        ({"beta": 0.5}, "no effect with reweight 'none'"),
+        ({"spectra_images": 5}, "no effect without spectra_at"),
         ({"seed": True}, "int"),
         ({"beta": 1.0}, "beta"),
     ],
@@ -117,6 +137,8 @@ def test_scaling_keeps_the_question(scale):
             small = at_scale(full, scale)
             assert small.scale == scale
             assert all(getattr(small, f) == getattr(full, f) for f in kept)
+            assert (full.precision, full.test_every) == ("bf16", 5)
+            assert (small.precision, small.spectra_images) == ("fp32", None)
             assert (small.rho > 0) == (full.rho > 0)
             assert bool(small.spectra_at) == bool(full.spectra_at)
             assert set(small.spectra_at) <= set(small.milestones)

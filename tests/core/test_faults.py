@@ -42,7 +42,7 @@ def failure(capsys, *arguments):
         (["run", "table1", "--scale", "lit"], "did you mean 'lite'"),
         (["run", "table1", "--seeds", "0;1"], "integers"),
         (["run", "table1", "--seeds", "-1"], "seed"),
-        (["run", "table1", "--only", "Adam"], "no method"),
+        (["run", "table1", "--only", "CE+DR"], "did you mean 'CE+DRW'"),
         (["run"], "study"),
         (["run", "table1", "--sclae", "lite"], "--sclae"),
     ],
@@ -51,6 +51,39 @@ def test_wrong_words_are_usage_errors(arguments, message, capsys):
     code, line = failure(capsys, *arguments)
     assert code == 2
     assert message in line
+
+
+def test_only_takes_exact_names(capsys):
+    assert main([*RUN, "--only", "CE+DRW wd=0.001"]) == 0
+    (path,) = Path("results/quick").iterdir()
+    assert "sam" not in path.name
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "results/quick", "."])
+def test_to_verify_nothing_is_a_failure(folder, capsys):
+    assert main([*RUN, "--only", "CE+DRW wd=0.001"]) == 0
+    capsys.readouterr()
+    code, line = failure(capsys, "verify", "--results", folder)
+    assert code == 9
+    assert f"no records in {folder}" in line
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_names_the_exit_codes_and_there_is_a_version(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert ("75 stopped and resumable" in told) == ("--help" in words)
+    assert "saddlebook" in told
+
+
+def test_a_closed_pipe_is_silent():
+    command = f"{sys.executable} -m saddlebook status | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_device_that_is_not_there(capsys):
@@ -169,6 +202,50 @@ def test_a_lock_outlives_no_process(tmp_path):
     with locked(tmp_path / "lock", "test"):  # taken over without ado
         with pytest.raises(LockedError), locked(tmp_path / "lock", "test"):
             pass
+
+
+LEFT_ALONE = {
+    "symbolic link": lambda path, target: path.symlink_to(target),
+    "hard link": lambda path, target: path.hardlink_to(target),
+    "file of its own": lambda path, target: path.write_bytes(target.read_bytes()),
+    "pipe": lambda path, target: os.mkfifo(path),
+    "folder": lambda path, target: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_ALONE)
+def test_what_lies_in_the_place_of_a_lock_file_is_left_alone(kind, tmp_path, capsys):
+    target = tmp_path / "thesis.txt"
+    target.write_text("four years of work")
+    experiment = studies.named("control", "quick", [0])[0]
+    lock = Path(runner.WORK) / f"{experiment.slug}.lock"
+    lock.parent.mkdir()
+    LEFT_ALONE[kind](lock, target)
+    code, line = failure(capsys, *RUN)
+    assert code == 6
+    assert f"cannot lock {lock}" in line
+    assert target.read_text() == "four years of work"
+
+
+def test_a_folder_that_cannot_hold_locks_is_one_line(capsys):
+    Path("file").write_text("")
+    code, line = failure(capsys, *RUN, "--work", "file/work")
+    assert code == 6
+    assert "cannot lock file/work" in line
+
+
+def test_a_forked_child_keeps_no_lock_of_its_parent(tmp_path):
+    with locked(tmp_path / "lock", "test"):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with locked(tmp_path / "lock", "test"):
+            assert (tmp_path / "lock").read_text() == str(os.getpid())
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def long_run():

@@ -1,8 +1,11 @@
 """Losses against algebra, published constants and finite differences."""
 
+import copy
 import itertools
 import math
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -52,8 +55,8 @@ def test_class_weights_have_mean_one_and_favour_the_rare(counts, beta):
 
 
 def test_beta_runs_from_equal_weights_to_inverse_frequency():
-    assert torch.equal(losses.class_weights((9, 3), 0.0), torch.ones(2).double())
-    nearly = losses.class_weights((9, 3), 1 - 1e-9)
+    assert torch.equal(losses.class_weights((9, 3), 0.0), torch.ones(2))
+    nearly = losses.class_weights((9, 3), 1 - 1e-9, torch.float64)
     assert float(nearly[1] / nearly[0]) == pytest.approx(3, rel=1e-6)
 
 
@@ -121,6 +124,145 @@ def test_first_and_second_derivatives_match_finite_differences(name, weighted):
     assert torch.autograd.gradgradcheck(lambda z: loss(z, targets), logits)
 
 
+C = (9, 4, 1)
+EVERY = {
+    "ldam": (losses.LDAMLoss, (C, 0.5, 3.0)),
+    "vs": (losses.VSLoss, (C, 0.4, 0.8)),
+    "focal": (losses.FocalLoss, (1.5,)),
+}
+every_loss = pytest.mark.parametrize("name", EVERY)
+
+
+def make(name, **options):
+    kind, arguments = EVERY[name]
+    return kind(*arguments, **options)
+
+
+def published(name, z, y):
+    """The loss of one example in plain arithmetic, as its paper prints it."""
+    if name == "ldam":
+        rarest = max(n**-0.25 for n in C)
+        z = [
+            3.0 * (v - (j == y) * 0.5 * C[j] ** -0.25 / rarest) for j, v in enumerate(z)
+        ]
+    if name == "vs":
+        delta = [(max(C) / n) ** 0.4 for n in C]
+        z = [
+            v / d + 0.8 * math.log(n / sum(C))
+            for v, d, n in zip(z, delta, C, strict=True)
+        ]
+    p = math.exp(z[y]) / sum(map(math.exp, z))
+    return -((1 - p) ** 1.5 if name == "focal" else 1) * math.log(p)
+
+
+@every_loss
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("weight", [None, [1, 2, 6]])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_losses_reduce_the_published_formulas_as_torch_does(
+    name, reduction, weight, ignored
+):
+    logits, targets = example()
+    loss = make(name, reduction=reduction, weight=weight, ignore_index=-7)
+    if ignored:
+        targets[2:4] = -7
+    w = [0 if y < 0 else (weight or [1, 1, 1])[y] for y in targets.tolist()]
+    nats = [
+        w_y * published(name, z, max(y, 0))
+        for w_y, z, y in zip(w, logits.tolist(), targets.tolist(), strict=True)
+    ]
+    kept = sum(y >= 0 for y in targets.tolist())
+    by = kept if name == "focal" else sum(w)
+    expected = {"none": nats, "sum": sum(nats), "mean": sum(nats) / by}[reduction]
+    assert loss(logits, targets).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("weight", [None, [1.0, 2.0, 6.0]])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_without_their_terms_they_smooth_and_mix_as_torch_does(reduction, weight):
+    logits, targets = example()
+    ours = losses.VSLoss(C, 0.0, 0.0, weight, reduction=reduction, label_smoothing=0.2)
+    given = None if weight is None else torch.tensor(weight).double()
+    theirs = torch.nn.CrossEntropyLoss(given, reduction=reduction, label_smoothing=0.2)
+    for of in (targets, logits.flip(0).softmax(1)):
+        assert torch.allclose(ours(logits, of), theirs(logits, of), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ldam", "vs"])
+def test_probabilities_of_one_class_are_its_label(name):
+    logits, targets = example()
+    shares = F.one_hot(targets, 3).double()
+    loss = make(name)
+    assert float(loss(logits, shares)) == pytest.approx(float(loss(logits, targets)))
+    half = loss(logits, shares.roll(1, 1) / 2 + shares / 2)
+    assert half.isfinite()
+
+
+def test_a_mixture_pays_for_each_of_its_labels():
+    logits, targets = example()
+    loss, others = make("vs"), targets.roll(1)
+    share = 0.7 * F.one_hot(targets, 3) + 0.3 * F.one_hot(others, 3)
+    each = 0.7 * loss(logits, targets) + 0.3 * loss(logits, others)
+    assert float(loss(logits, share)) == pytest.approx(float(each), rel=1e-6)
+
+
+@every_loss
+def test_targets_and_logits_that_do_not_fit_are_refused(name):
+    logits, targets = example()
+    loss = make(name, weight=[1, 2, 6])
+    for z, y in (
+        (logits, F.one_hot(targets, 3)),
+        (logits[:, :1], torch.zeros(6).long()),
+        (logits[:, :2], targets.clamp_max(1)),
+        (logits[0], targets[0]),
+        (logits, targets[:5]),
+        (logits, F.one_hot(targets, 4).double()),
+    ):
+        with pytest.raises(UsageError, match="shape"):
+            loss(z, y)
+
+
+@every_loss
+def test_buffers_follow_to_and_the_state_is_the_weight(name):
+    logits, targets = example()
+    loss = make(name, weight=np.array([1.0, 2.0, 6.0]))
+    moved = copy.deepcopy(loss).to(torch.float32)
+    assert {b.dtype for b in moved.buffers()} == {torch.float32}
+    assert all(
+        b.device.type == "meta" for b in copy.deepcopy(loss).to("meta").buffers()
+    )
+    assert list(loss.state_dict()) == ["weight"]
+    for half in (torch.float16, torch.bfloat16):
+        found = moved(logits.to(half), targets)
+        assert found.dtype == torch.float32
+        assert float(found) == pytest.approx(float(loss(logits, targets)), rel=0.05)
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.array, torch.tensor, Counter])
+def test_counts_and_labels_come_in_any_form(form):
+    labels = [2] + [1] * 4 + [0] * 9
+    given = Counter(labels) if form is Counter else form(C)
+    expected = losses.LDAMLoss(C).margin
+    assert torch.equal(losses.LDAMLoss(given).margin, expected)
+    assert torch.equal(losses.class_weights(given, 0.9), losses.class_weights(C, 0.9))
+    labels = labels if form is Counter else form(labels)
+    made = losses.LDAMLoss.from_labels(labels, max_margin=0.2)
+    assert torch.allclose(made.margin, expected * 0.4)
+
+
+def test_named_labels_count_in_the_order_of_their_names():
+    names = Counter({"c": 1, "a": 9, "b": 4})
+    assert torch.equal(losses.LDAMLoss(names).margin, losses.LDAMLoss(C).margin)
+
+
+def test_torchs_own_loss_takes_the_class_weights():
+    weight = losses.class_weights(C, 0.999)
+    logits, targets = example()
+    loss = torch.nn.CrossEntropyLoss(weight)(logits.float(), targets)
+    ours = losses.VSLoss(C, 0.0, 0.0, weight)(logits.float(), targets)
+    assert float(loss) == pytest.approx(float(ours))
+
+
 @given(st.permutations(range(4)))
 def test_renaming_classes_changes_no_loss(order):
     counts, (logits, targets) = (40, 20, 10, 5), example(4, 8)
@@ -170,6 +312,12 @@ def test_huge_logits_stay_finite(size):
         lambda: losses.VSLoss((5, 2), weight=torch.zeros(2)),
         lambda: losses.FocalLoss(-1.0),
         lambda: losses.VSLoss((5, 2))(torch.zeros(0, 2), torch.zeros(0).long()),
+        lambda: losses.VSLoss((5, 2), reduction="average"),
+        lambda: losses.LDAMLoss((5, 2), label_smoothing=1.5),
+        lambda: losses.LDAMLoss.from_labels([0, 0, 2]),
+        lambda: losses.LDAMLoss.from_labels([0, -1]),
+        lambda: losses.LDAMLoss.from_labels([0.0, 1.0]),
+        lambda: losses.FocalLoss(1.0)(torch.zeros(2, 3), torch.ones(2, 3) / 3),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(call):

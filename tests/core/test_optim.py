@@ -1,7 +1,10 @@
 """SAM against algebra and the schedules against the published tables."""
 
 import copy
+import io
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -71,42 +74,218 @@ def train_on(model, stepper, steps, seed=1):
         stepper.step(closure)
 
 
-def sam(model, rho=0.3, **options):
-    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
-    return optim.SAM(
-        model.parameters(), torch.optim.SGD, rho=rho, **options, **settings
-    )
+BASES = {
+    "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}),
+    "adam": (torch.optim.Adam, {"lr": 0.01}),
+    "adagrad": (torch.optim.Adagrad, {"lr": 0.1}),  # has a state before any step
+}
+every_base = pytest.mark.parametrize("base", BASES)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit():
-    whole = network()
-    stepper = sam(whole)
-    train_on(whole, stepper, 6)
-    train_on(whole, stepper, 6, seed=2)
+def around(model, base, rho=0.3, **options):
+    kind, settings = BASES[base]
+    return optim.SAM(model.parameters(), kind, rho=rho, **options, **settings)
 
-    first = network()
-    stepper = sam(first)
-    train_on(first, stepper, 6)
-    second = network()
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    resumed = sam(second)
+
+def through_torch(pair):
+    file = io.BytesIO()
+    torch.save(pair, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def through_a_state(pair):
+    model, stepper = pair
+    other = network()
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    resumed = optim.SAM(other.parameters(), type(stepper.base_optimizer), lr=7.0)
     resumed.load_state_dict(copy.deepcopy(stepper.state_dict()))
-    train_on(second, resumed, 6, seed=2)
-    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b)
+    return other, resumed
 
 
-def test_the_state_holds_the_momentum_of_the_base_optimizer():
+def pickled(pair):
+    return pickle.loads(pickle.dumps(pair))
+
+
+def weights_of(model):
+    return [p.detach().tolist() for p in model.parameters()]
+
+
+def second_half(model, stepper):
+    train_on(model, stepper, 3, seed=2)
+    return weights_of(model)
+
+
+@every_base
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, pickled, through_torch, through_a_state]
+)
+def test_a_copy_steps_on_with_the_same_bits(way, base):
     model = network()
-    stepper = sam(model)
-    train_on(model, stepper, 2)
-    buffers = [s["momentum_buffer"] for s in stepper.state_dict()["state"].values()]
-    assert len(buffers) == len(list(model.parameters()))
+    stepper = around(model, base)
+    train_on(model, stepper, 3)
+    other, copied = way((model, stepper))
+    expected = second_half(model, stepper)
+    assert second_half(other, copied) == expected
+    assert copied.state is copied.base_optimizer.state
+    assert len(copied.state) == len(expected)
+
+
+def test_a_copy_between_the_two_steps_knows_the_unperturbed_weights():
+    w, _, closure = quadratic([1.0, 3.0], [1.0, 1.0])
+    stepper = optim.SAM([w], torch.optim.SGD, rho=0.5, lr=0.1)
+    closure()
+    stepper.first_step()
+    other, copied = copy.deepcopy((w, stepper))
+    copied.restore()
+    assert other.tolist() == [1.0, 1.0]
+    assert w.tolist() != [1.0, 1.0]
+
+
+def test_schedulers_and_replaced_groups_act_in_both_ways_of_stepping():
+    w, _, closure = quadratic([1.0, 1.0], [1.0, 1.0])
+    stepper = optim.SAM([w], torch.optim.SGD, rho=0.0, lr=0.1)
+    stepper.param_groups = [dict(group) for group in stepper.param_groups]
+    schedule = torch.optim.lr_scheduler.StepLR(stepper, 1)
+    for expected in (0.9, 0.9 * 0.99):
+        closure()
+        stepper.first_step(zero_grad=True)
+        closure()
+        stepper.second_step(zero_grad=True)
+        schedule.step()  # warns, and so fails, where no step was seen
+        assert w.tolist() == pytest.approx([expected, expected])
+    stepper.step(closure)
+    assert w.tolist() == pytest.approx([0.9 * 0.99 * 0.999] * 2)
+
+
+def trained(base):
+    model = network()
+    kind, settings = BASES[base]
+    plain = kind(model.parameters(), **settings)
+    train_on(model, plain, 2)
+    return model, plain
+
+
+@every_base
+def test_a_state_of_the_base_optimizer_is_taken_and_the_radii_stay(base):
+    model, plain = trained(base)
+    stepper = optim.SAM(model.parameters(), BASES[base][0], rho=0.3, adaptive=True)
+    stepper.load_state_dict(plain.state_dict())
+    (group,) = stepper.param_groups
+    assert (group["rho"], group["adaptive"]) == (0.3, True)
+    assert group["lr"] == BASES[base][1]["lr"]
+    assert len(stepper.state) == len(plain.state)
+    train_on(model, stepper, 1)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("sgd", "adam"), ("adam", "sgd")])
+def test_a_state_of_another_optimizer_is_refused_and_nothing_changes(ours, theirs):
+    stepper = around(network(), ours)
+    before = copy.deepcopy(stepper.state_dict())
+    with pytest.raises(UsageError, match="lacks"):
+        stepper.load_state_dict(trained(theirs)[1].state_dict())
+    assert stepper.state_dict() == before
+
+
+def twice(stepper, backward):
+    stepper.first_step(zero_grad=True)
+    backward()  # and then nothing: the second pass was skipped
+    stepper.first_step()
+
+
+def second_alone(stepper, backward):
+    stepper.second_step()
+
+
+def without_closure(stepper, backward):
+    stepper.step()
+
+
+def without_gradient(stepper, backward):
+    stepper.zero_grad()
+    stepper.first_step()
+
+
+def saved_between(stepper, backward):
+    stepper.first_step()
+    try:
+        stepper.state_dict()
+    finally:
+        stepper.restore()
+
+
+def loaded_between(stepper, backward):
+    state = stepper.state_dict()
+    stepper.first_step()
+    try:
+        stepper.load_state_dict(state)
+    finally:
+        stepper.restore()
+
+
+def negative_group(stepper, backward):
+    stepper.param_groups[0]["rho"] = -1.0
+    stepper.first_step()
+
+
+def negative_new_group(stepper, backward):
+    stepper.add_param_group({"params": [nn.Parameter(torch.ones(1))], "rho": -1.0})
+
+
+def negative_in_state(stepper, backward):
+    state = stepper.state_dict()
+    state["param_groups"][0]["rho"] = -1.0
+    stepper.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("misuse", "message"),
+    [
+        (twice, "twice"),
+        (second_alone, "first_step"),
+        (without_closure, "closure"),
+        (without_gradient, "backward"),
+        (saved_between, "between"),
+        (loaded_between, "between"),
+        (negative_group, "rho -1.0"),
+        (negative_new_group, "rho -1.0"),
+        (negative_in_state, "rho -1.0"),
+    ],
+)
+def test_misuse_is_an_error_and_leaves_the_weights(misuse, message):
+    w, _, closure = quadratic([1.0, 3.0], [1.0, 1.0])
+    stepper = optim.SAM([w], torch.optim.SGD, rho=0.5, lr=0.1)
+    closure()
+    with pytest.raises(UsageError, match=message):
+        misuse(stepper, closure)
+    assert w.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "bad", ["sgd", torch.optim.SGD([torch.zeros(1)], lr=0.1), None]
+)
+def test_what_is_no_optimizer_class_is_refused(bad):
+    with pytest.raises(UsageError, match=r"such as torch.optim.SGD"):
+        optim.SAM(network().parameters(), bad, lr=0.1)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("gradient", [5000.0, 6e-5, 0.0])
+def test_half_precision_climbs_as_float32_does(dtype, gradient, adaptive):
+    def climbed(kind):
+        p = nn.Parameter(torch.linspace(-0.1, 0.1, 1000).to(dtype).to(kind))
+        p.grad = torch.full((1000,), gradient).to(dtype).to(kind)
+        stepper = optim.SAM([p], torch.optim.SGD, rho=0.5, adaptive=adaptive, lr=0.1)
+        stepper.first_step()
+        return p.detach()
+
+    assert torch.equal(climbed(dtype), climbed(torch.float32).to(dtype))
 
 
 def test_the_perturbation_has_length_rho_over_all_parameters_together():
     model = network()
-    stepper = sam(model, rho=0.7)
+    stepper = around(model, "sgd", rho=0.7)
     model(torch.randn(8, 3, 6, 6).double()).sum().backward()
     before = [p.detach().clone() for p in model.parameters()]
     stepper.first_step()
@@ -164,35 +343,56 @@ def test_scaling_the_loss_leaves_the_perturbation():
 
 @pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf"), "0.5", None])
 def test_a_bad_radius_is_refused(rho):
-    with pytest.raises(UsageError, match="rho"):
-        optim.SAM(network().parameters(), torch.optim.SGD, rho=rho, lr=0.1)
+    group = {"params": list(network().parameters()), "rho": rho}
+    for params, radius in ((group["params"], rho), ([group], 0.1)):
+        with pytest.raises(UsageError, match="rho"):
+            optim.SAM(params, torch.optim.SGD, rho=radius, lr=0.1)
 
 
-def test_wrong_order_is_refused_with_a_reason():
-    stepper = sam(network())
-    with pytest.raises(UsageError, match="closure"):
-        stepper.step()
-    with pytest.raises(UsageError, match="backward"):
-        stepper.first_step()
+@pytest.mark.parametrize("rho", [1, np.float32(0.5), np.int64(2)])
+def test_a_radius_may_be_any_real_number(rho):
+    stepper = optim.SAM(network().parameters(), torch.optim.SGD, rho=rho, lr=0.1)
+    assert stepper.param_groups[0]["rho"] == float(rho)
 
 
-def test_saving_between_the_two_steps_is_refused():
-    model = network()
-    stepper = sam(model)
-    model(torch.randn(8, 3, 6, 6).double()).sum().backward()
-    stepper.first_step()
-    with pytest.raises(UsageError, match="between"):
-        stepper.state_dict()
-
-
-def test_frozen_statistics_stay_and_the_momentum_comes_back():
-    model = network().train()
-    norm = model[1]
-    mean = norm.running_mean.clone()
+@pytest.mark.parametrize("value", [1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("momentum", [0.1, 1.0, None])
+@pytest.mark.parametrize("training", [True, False])
+def test_frozen_statistics_leave_every_buffer_alone(training, momentum, value):
+    model = network().train(training)
+    model[1].momentum = momentum
+    images = torch.randn(8, 3, 6, 6).double()
+    model(images)
+    before = copy.deepcopy(model.state_dict())
+    plain = model(images)
+    model.load_state_dict(before)
     with optim.frozen_statistics(model), optim.frozen_statistics(model):
-        model(torch.randn(8, 3, 6, 6).double())
-    assert torch.equal(norm.running_mean, mean)
-    assert norm.momentum == 0.1
+        assert torch.equal(model(images), plain)
+        model(images * value)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    model(images + 1)
+    moved = not torch.equal(model[1].running_mean, before["1.running_mean"])
+    assert moved == training
+
+
+def test_freeze_keeps_the_second_pass_from_the_statistics():
+    once, sam_frozen, sam_both = network(), network(), network()
+    images, labels = torch.randn(8, 3, 6, 6).double(), torch.arange(8) % 3
+    once(images)
+    for model, freeze in ((sam_frozen, sam_frozen), (sam_both, None)):
+        stepper = around(model, "sgd")
+
+        def closure(model=model, stepper=stepper):
+            stepper.zero_grad()
+            loss = nn.functional.cross_entropy(model(images), labels)
+            loss.backward()
+            return loss
+
+        stepper.step(closure, freeze=freeze)
+    assert torch.equal(once[1].running_mean, sam_frozen[1].running_mean)
+    assert int(sam_frozen[1].num_batches_tracked) == 1
+    assert not torch.equal(once[1].running_mean, sam_both[1].running_mean)
 
 
 PAPER = {"epochs": 200, "drw_epoch": 160}

@@ -11,7 +11,6 @@ import pytest
 from worlds import FAMILY, as_the_poster, made, world
 
 from saddlebook import studies
-from saddlebook.book import gather as partial
 from saddlebook.experiment import at_scale
 from saddlebook.findings import claims, gains, hypotheses, readme
 from saddlebook.store import Store
@@ -147,7 +146,7 @@ def test_every_hypothesis_stands_in_the_docstring_of_a_study():
 def test_each_claim_has_commands_that_make_all_it_needs():
     for family in readme.FAMILIES:
         runs = family().experiments("lite")
-        names = [c.split()[4] for c in partial.commands(runs)]
+        names = [c.split()[4] for c in studies.commands(runs)]
         made_there = {e for name in names for e in studies.named(name, "lite")}
         assert set(runs) <= made_there
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from saddlebook import studies
 from saddlebook.book import shipped
+from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.experiment import at_scale
 from saddlebook.findings import claims, report, spectra_claims
 from saddlebook.findings import spectra as curvature
@@ -266,12 +267,12 @@ def test_claims_read_cells_that_the_plan_measures():
 
 
 def test_a_stored_spectrum_keeps_its_lines_and_mass():
-    spectrum = curvature.rebuilt(item())
+    spectrum = Spectrum.from_dict(item())
     assert spectrum.lines.sum() == 0  # weight 25/n is no single eigenvalue's
     single = item(weights=[[0.001, *[0.998 / 38] * 38, 0.001]])
-    assert curvature.rebuilt(single).lines.sum() == 2
+    assert Spectrum.from_dict(single).lines.sum() == 2
     grid = np.linspace(-5, 15, 4001)
-    mass = np.trapezoid(curvature.rebuilt(single).density(grid, 0.2), grid)
+    mass = np.trapezoid(Spectrum.from_dict(single).density(grid, 0.2), grid)
     assert mass == pytest.approx(1, abs=1e-6)
 
 

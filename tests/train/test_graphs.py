@@ -39,7 +39,7 @@ def hyper(rho, weight):
 def lane_of(name="ce", optimizer="sgd", rho=0.0, *, depth="resnet8", seed=3, data=0):
     """A lane at the start of an epoch of 20 batches of 12 images."""
     weighted = name in ("ce+drw", "ldam")
-    weight = losses.class_weights(COUNTS, 0.999 if weighted else 0.0)
+    weight = losses.class_weights(COUNTS, 0.999 if weighted else 0.0, torch.float64)
     name = name.partition("+")[0]
     objective = Objective(losses.adjustment(name, COUNTS))
     model = network(name == "ldam", depth, seed).train()

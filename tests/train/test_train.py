@@ -157,7 +157,7 @@ def test_every_one_of_200_epochs_has_the_published_rate_weights_and_radius(
         model="resnet8", reweight="drw", optimizer="sam", rho=0.5, precision="fp64",
     )  # fmt: skip
     run = Run(exp, prepare(exp, digits), tmp_path, "cpu")
-    rare = losses.class_weights(run.task.class_counts, exp.beta).double()
+    rare = losses.class_weights(run.task.class_counts, exp.beta, torch.float64)
     for epoch in range(1, 201):
         run.epoch = epoch - 1
         run.begin()

@@ -1,4 +1,4 @@
-"""From a chapter's source to an executed notebook fit for readers.
+"""Runs chapters through papermill and makes the executed notebooks fit for readers.
 
 Knows notebooks and the kernel that runs them; not how a book is built of them.
 A chapter succeeded if its last cell left the footer's mark and the records named there

@@ -7,15 +7,14 @@ not, with the command, instead of failing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from saddlebook import studies
-from saddlebook.experiment import Experiment, at_scale
-from saddlebook.findings import claims
-from saddlebook.store import Store
+from saddlebook.experiment import Experiment
+from saddlebook.findings import claims, readme
+from saddlebook.store import Found, Store, find
 
 if TYPE_CHECKING:
     from saddlebook.book.page import Page
@@ -36,20 +35,13 @@ def gather(
         names: Of ``saddlebook.studies``.
         scale: Where to look for them; not heeded at ``quick``.
     """
-    wanted = {name: studies.named(name) for name in names}
     if page.scale == "quick":
-        there = {name: _smoke(runs) for name, runs in wanted.items()}
-        scales = dict.fromkeys(names, "quick")
-    else:
-        scales = {name: scale or _scale(page, runs) for name, runs in wanted.items()}
-        there = {n: _present(page, runs, scales[n]) for n, runs in wanted.items()}
-        _tell(wanted, there, scales)
-    found = {}
-    for one in dict.fromkeys(scales.values()):
-        runs = [e for n in names if scales[n] == one for e in there[n]]
-        for record in page.records(list(dict.fromkeys(runs))) if runs else ():
-            found[record.experiment] = record
-    return {n: [found[at_scale(e, scales[n])] for e in there[n]] for n in names}
+        return {name: _smoke(page, studies.named(name)) for name in names}
+    where = scale or ("full" if page.scale == "full" else None)
+    found = {name: find(studies.named(name), page.results, where) for name in names}
+    _tell(found)
+    page.show_records([r for some in found.values() for r in some.records])
+    return {name: some.records for name, some in found.items()}
 
 
 def dynamics(page: Page) -> list[Record]:
@@ -67,9 +59,9 @@ def every(
         return []
     there = Store(page.results / scale).records()
     reported = [r for r in there if r.experiment.seed in studies.SEEDS]
-    found = {r.experiment: r for r in choose(reported)}
-    page.present(list(found))
-    return list(found.values())
+    found = choose(reported)
+    page.cite(found)
+    return found
 
 
 def verdicts(page: Page, *families: Family) -> pd.DataFrame:
@@ -79,66 +71,27 @@ def verdicts(page: Page, *families: Family) -> pd.DataFrame:
     """
     parts = []
     for family in families:
-        wanted = [at_scale(e, page.scale) for e in family.experiments("full")]
-        better = family.experiments("full") if page.scale == "lite" else []
-        some = page.present([*better, *wanted])
-        parts.append(claims.judge(family, some, page.scale))
+        runs = readme.present(family, page.scale, page.results)
+        page.cite(runs)
+        parts.append(claims.judge(family, runs, page.scale))
     return pd.concat(parts, ignore_index=True)
 
 
-def _smoke(experiments: Sequence[Experiment]) -> list[Experiment]:
-    return [exp for exp in experiments if exp.seed == 0 and not exp.spectra_at]
+def _smoke(page: Page, experiments: Sequence[Experiment]) -> list[Record]:
+    """Records of seed 0, trained now; none of a study that measures spectra."""
+    chosen = [exp for exp in experiments if exp.seed == 0 and not exp.spectra_at]
+    return page.records(chosen) if chosen else []
 
 
-def _scale(page: Page, experiments: Sequence[Experiment]) -> str:
-    missing = Store(page.results / "full").missing(experiments)
-    return page.scale if missing else "full"
-
-
-def _present(
-    page: Page, experiments: Sequence[Experiment], scale: str
-) -> list[Experiment]:
-    store = Store(page.results / scale)
-    return [exp for exp in experiments if not store.missing([at_scale(exp, scale)])]
-
-
-def _tell(
-    wanted: Mapping[str, Sequence[Experiment]],
-    there: Mapping[str, Sequence[Experiment]],
-    scales: Mapping[str, str],
-) -> None:
+def _tell(found: Mapping[str, Found]) -> None:
     from IPython.display import display
 
     parts = [
-        f"- {len(there[name])} of {len(runs)} runs of `{name}` are here; the rest: "
-        f"`{command(name, scales[name])}`"
-        for name, runs in wanted.items()
-        if len(there[name]) < len(runs)
+        f"- {len(records)} of {len(records) + len(missing)} runs of `{name}` are here; "
+        f"the rest: `{studies.command(name, scale)}`"
+        for name, (scale, records, missing) in found.items()
+        if missing
     ]
     if parts:
         text = "\n".join(["**Not all is run yet.**", "", *parts])
         display({"text/markdown": text, "text/plain": text}, raw=True)
-
-
-def command(study: str, scale: str) -> str:
-    """The command that makes the records of a study."""
-    return f"python -m saddlebook run {study} --scale {scale}"
-
-
-def commands(experiments: Sequence[Experiment]) -> list[str]:
-    """Commands that make the records of ``experiments``, of one scale; few of them."""
-    left, found = set(experiments), []
-    while left:
-        scale = next(iter(left)).scale
-        covers = {name: left & _members(name, scale) for name in studies.STUDIES}
-        name = max(covers, key=lambda name: len(covers[name]))
-        if not covers[name]:
-            break
-        found.append(command(name, scale))
-        left -= covers[name]
-    return found
-
-
-@cache
-def _members(study: str, scale: str) -> frozenset[Experiment]:
-    return frozenset(studies.named(study, scale))

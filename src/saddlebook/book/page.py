@@ -12,6 +12,7 @@ import inspect
 import math
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,11 +23,11 @@ from saddlebook.errors import LockedError, UsageError, one_of
 from saddlebook.experiment import SCALES, Experiment, at_scale
 from saddlebook.findings import claims
 from saddlebook.findings.inference import WORDS
+from saddlebook.store import RESULTS, find, lacking
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
 
-_CHECKOUT = Path(__file__).resolve().parents[3]
 _FOLDED = "Identifiers, families, p-values, and the verdicts as registered"
 _PATIENCE = 600  # seconds another chapter may take to train the same quick run
 SMOKE = "smoke scale: shows the machinery, is not evidence"
@@ -64,7 +65,7 @@ class Page:
         one_of("device", str(device).split(":")[0], ("cpu", "cuda"))
         self.chapter, self.scale, self.device = chapter, scale, str(device)
         self.results = Path(results) if scale == "quick" else _results(Path(results))
-        self._shown: dict[str, Record] = {}
+        self._shown: dict[Experiment, Record] = {}
         if scale == "quick":
             _show(f'<p class="sb-banner" role="note">{SMOKE}</p>', SMOKE)
 
@@ -97,35 +98,28 @@ class Page:
             found = self._train(experiments)
         else:
             found = self._read(name, experiments)
-        self._shown |= {record.key: record for record in found}
-        scale = found[0].experiment.scale
-        note = f"{len(found)} records at {scale} scale: {_SCALE_NOTES[scale]}."
-        _show(f'<p class="sb-note">{html.escape(note)}</p>', note)
+        self.show_records(found)
         return found
 
-    def present(self, experiments: Sequence[Experiment]) -> list[Record]:
-        """Records of some experiments, each at its own scale, as far as they are there.
+    def show_records(self, found: Sequence[Record]) -> None:
+        """Name records in the footer, and say their number and scales in a line."""
+        self.cite(found)
+        by_scale = Counter(record.experiment.scale for record in found)
+        for scale, count in by_scale.items():
+            note = f"{count} records at {scale} scale: {_SCALE_NOTES[scale]}."
+            _show(f'<p class="sb-note">{html.escape(note)}</p>', note)
 
-        They stand in the footer. At ``quick`` nothing is trained.
-        """
-        from saddlebook.store import Store
-
-        found: list[Record] = []
-        for scale in SCALES:
-            store = Store(self.results / scale)
-            wanted = (exp for exp in experiments if exp.scale == scale)
-            found += filter(None, map(store.get, wanted))
-        self._shown |= {record.key: record for record in found}
-        return found
+    def cite(self, found: Sequence[Record]) -> None:
+        """Name records in the footer."""
+        self._shown |= {record.experiment: record for record in found}
 
     def _read(self, name: str, experiments: Sequence[Experiment]) -> list[Record]:
-        from saddlebook.store import Store
-
-        full = Store(self.results / "full")
-        if self.scale == "full" or not full.missing(experiments):
-            return full.records(experiments, name)
-        lite = dict.fromkeys(at_scale(exp, "lite") for exp in experiments)
-        return Store(self.results / "lite").records(lite, name)
+        where = "full" if self.scale == "full" else None
+        scale, found, missing = find(experiments, self.results, where)
+        if missing:
+            told = lacking(self.results / scale, missing, len(found), name)
+            raise UsageError(f"{told}; or run this chapter with train=True")
+        return found
 
     def _train(self, experiments: Sequence[Experiment]) -> list[Record]:
         import torch
@@ -248,9 +242,8 @@ class Page:
 
 def _results(given: Path) -> Path:
     """``given``, or the checkout's: a downloaded chapter runs in any folder."""
-    committed = _CHECKOUT / "results"
-    lost = given == Path("results") and not given.is_dir() and committed.is_dir()
-    return committed if lost else given
+    lost = given == Path("results") and not given.is_dir() and RESULTS.is_dir()
+    return RESULTS if lost else given
 
 
 def _named(study: Any) -> tuple[str, list[Experiment]]:

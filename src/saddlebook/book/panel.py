@@ -19,7 +19,7 @@ from saddlebook.experiment import Experiment
 from saddlebook.figures import sweeps
 from saddlebook.figures.widgets import Widget
 from saddlebook.findings import report
-from saddlebook.store import Store
+from saddlebook.store import find
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
@@ -154,9 +154,8 @@ class Panel:
     def _show_stored(self) -> None:
         """Show the runs of the chosen scale: the stored ones and the reader's."""
         scale, live = self.controls["scale"].value, self._picture.live
-        store = Store(self._results / scale)
-        wanted = (store.get(exp) for exp in studies.named("rho_ablation", scale))
-        live.scale, live.runs = scale, sweeps.points([r for r in wanted if r])
+        stored = find(studies.named("rho_ablation"), self._results, scale).records
+        live.scale, live.runs = scale, sweeps.points(stored)
         live.yours = [point for point in self._yours if point["scale"] == scale]
 
     def _enable(self, running: bool) -> None:

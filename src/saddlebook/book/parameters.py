@@ -1,4 +1,4 @@
-"""Values that papermill puts into a chapter, checked against those it declares.
+"""Checks the values that papermill puts into a chapter before anything runs.
 
 Knows source text and IPython's cells.
 """

@@ -1,4 +1,4 @@
-"""The trained networks that come with the repository, to measure at once.
+"""Measures the trained networks that come with the repository.
 
 Weights of CE+DRW with SGD and with SAM, last epoch, in ``results/weights``; the images
 are the reader's own copy. What is missing is said in one line, not raised: a chapter
@@ -16,19 +16,18 @@ from saddlebook.curvature import hessian
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.errors import DataError
 from saddlebook.experiment import Experiment, at_scale
-from saddlebook.findings import report
+from saddlebook.store import RESULTS
 from saddlebook.train import task
 
 
 def experiment(optimizer: str = "sgd", scale: str = "lite") -> Experiment:
     """What the shipped network of this optimizer and scale was trained as."""
-    study = studies.full_scale_spectra if scale == "full" else studies.dynamics
-    runs = {exp.optimizer: exp for exp in reversed(study(seeds=(0,)))}
+    runs = {exp.optimizer: exp for exp in studies.dynamics(seeds=(0,))}
     return at_scale(runs[optimizer], scale)
 
 
 def weights(
-    optimizer: str = "sgd", results: str | Path = report.RESULTS, scale: str = "lite"
+    optimizer: str = "sgd", results: str | Path = RESULTS, scale: str = "lite"
 ) -> Path:
     """Where its weights are, if they are there."""
     exp = experiment(optimizer, scale)
@@ -39,7 +38,7 @@ def spectrum(
     class_: int,
     optimizer: str = "sgd",
     root: str | None = None,
-    results: str | Path = report.RESULTS,
+    results: str | Path = RESULTS,
     scale: str = "lite",
 ) -> Spectrum | str:
     """Spectrum of one class's loss at a shipped network, or why it cannot be had.
@@ -63,7 +62,7 @@ def spectrum(
     rows = ready.labels == class_
     return hessian.spectrum(
         measure.load_model(exp, path),
-        measure.class_loss(exp, ready),
+        measure.class_loss(exp, ready.class_counts),
         data.normalise(ready.images[rows]),
         ready.labels[rows],
         rtol=0.01,

@@ -23,7 +23,6 @@ from saddlebook.disk.files import sha256
 from saddlebook.errors import CorruptError, UsageError, one_of
 from saddlebook.experiment import Experiment
 from saddlebook.losses import LDAMLoss, VSLoss
-from saddlebook.train.task import prepare
 
 # Mean and standard deviation of the colours a network was trained with
 COLOURS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
@@ -107,7 +106,7 @@ def _exported(path: Path, options: argparse.Namespace) -> Subject:
         image_size=exp.image_size,
     )
     model = measure.load_model(exp, path)
-    loss = measure.class_loss(exp, prepare(exp, dataset))
+    loss = measure.class_loss(exp, images.counts)
     return Subject(model, loss, images, "cifar", {"experiment": exp.to_dict()})
 
 

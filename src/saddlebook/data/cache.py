@@ -1,4 +1,4 @@
-"""A cache of decoded images: one whole file with its digest, no pickle."""
+"""Keeps decoded images in one whole file with its digest, without pickle."""
 
 from __future__ import annotations
 

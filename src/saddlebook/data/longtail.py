@@ -1,4 +1,4 @@
-"""Long-tailed image datasets: class counts, the published draw, loading.
+"""Draws long-tailed datasets as the paper does: class counts, the draw, loading.
 
 Images are uint8 tensors ``[N, 3, H, W]``. Their way to the network (crops, flips,
 normalisation, resizing) is in ``augmentation`` and offered here too.

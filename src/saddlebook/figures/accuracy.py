@@ -33,7 +33,7 @@ def class_counts(classes: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Training images per class on a logarithmic axis, by group.
 
     Args:
-        classes: ``name count group``, one row a class.
+        classes: ``name count group``, one row per class.
         ax: To draw on; a new one otherwise, here and below.
     """
     ax = ax or panels()[0]

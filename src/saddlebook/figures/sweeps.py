@@ -1,6 +1,7 @@
 """Accuracy over a swept setting: tables, curves and the radius explorer.
 
-Tables have one row a run. Accuracies are test accuracies after the last epoch, percent.
+Tables have one row per run. Accuracies are test accuracies after the last epoch, in
+percent.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _GROUP_STYLES |= {"tail": (ORANGE, "^")}
 
 
 def runs(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a run: its settings, accuracies and the tail's training loss (nats)."""
+    """One row per run: its settings, accuracies and the tail's training loss (nats)."""
     return pd.DataFrame([_row(record) for record in records], columns=_COLUMNS)
 
 
@@ -45,7 +46,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def by_group(table: pd.DataFrame, groups: Sequence[str] = GROUPS) -> pd.DataFrame:
-    """The table of ``runs`` with one row a run and group: ``group``, ``accuracy``."""
+    """The table of ``runs`` with one row per run and group: ``group``, ``accuracy``."""
     kept = [name for name in table.columns if name not in GROUPS]
     return table.melt(kept, list(groups), "group", "accuracy")
 
@@ -79,7 +80,7 @@ def curve(
     """``y`` over ``x``, a colour and marker for each ``by``: runs faint, means joined.
 
     Args:
-        table: One row a run.
+        table: One row per run.
         x: Swept setting.
         y: What came out.
         by: Tells curves apart.

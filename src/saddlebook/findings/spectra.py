@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from saddlebook import studies
-from saddlebook.curvature.published import RELEASED
+from saddlebook.curvature.modes import MODES
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.experiment import Experiment
 
@@ -71,7 +71,7 @@ def _row(record: Record, item: Mapping[str, Any]) -> dict[str, Any]:
     exp = record.experiment
     recurrence, data = split(item["mode"])
     low, high = item["converged"]
-    reported = recurrence in RELEASED and not (low and high)
+    reported = bool(MODES[recurrence].beta) and not (low and high)
     row = {"method": exp.method, "optimizer": exp.optimizer, "rho": exp.rho}
     row |= {"seed": exp.seed, "scale": exp.scale, "label": item["class"]}
     row |= {"classes": exp.num_classes}

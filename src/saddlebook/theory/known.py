@@ -1,4 +1,4 @@
-"""Chapter 4: Lanczos on operators whose spectrum is known, as tables.
+"""Tests Lanczos on operators whose spectrum is known, for chapter 4.
 
 Knows lists of eigenvalues; draws nothing (that is ``known_figures``). An operator here
 is diagonal unless it is rotated: the ends do not care for the basis, but the weights of

@@ -1,4 +1,4 @@
-"""Oddities of the released code that a few lines of arithmetic settle at once.
+"""Settles oddities of the released code that a few lines of arithmetic decide.
 
 Each function computes one number live, from the library's own losses and layers; what
 needs trained networks is in the records.
@@ -26,14 +26,14 @@ def mean_weight(class_counts: Sequence[int], beta: float = 0.9999) -> float:
     weights multiplies the gradient by no fixed factor. Divided by the number of images
     instead, loss and gradient would be about this many times as large.
     """
-    weights = losses.class_weights(class_counts, beta).double()
+    weights = losses.class_weights(class_counts, beta, torch.float64)
     counts = torch.tensor(class_counts, dtype=torch.float64)
     return float(weights @ counts / counts.sum())
 
 
 def class_shares(class_counts: Sequence[int], beta: float = 0.9999) -> Tensor:
     """Share of each class in the summed weights. [C]"""
-    weights = losses.class_weights(class_counts, beta).double()
+    weights = losses.class_weights(class_counts, beta, torch.float64)
     shares = weights * torch.tensor(class_counts, dtype=torch.float64)
     return shares / shares.sum()
 

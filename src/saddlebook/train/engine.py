@@ -1,4 +1,4 @@
-"""One run's weights as one flat tensor, and a whole training step on it.
+"""Trains one step: a run's weights as one flat tensor, with SGD, SAM, PGD or LPF-SGD.
 
 Knows tensors and the step's arithmetic; no epochs, no files, no experiment.
 Parameters, gradients, momentum and batch-norm statistics of a run live in four flat
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saddlebook.losses import Adjustment, FocalLoss
+from saddlebook.losses import Adjustment, focal_nats
 from saddlebook.optim import frozen_statistics
 
 # Of a test pass at a time. More leave a processor's caches: a ResNet-32 takes 1.8 times
@@ -38,9 +38,7 @@ class Objective(NamedTuple):
     def __call__(self, logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
         """Mean loss; class weights [C] divide by their sum over the batch."""
         if self.focal_gamma is not None:
-            focal = FocalLoss(self.focal_gamma)
-            focal.weight = weight  # as it is: a check would make the host wait
-            return focal(logits, targets)
+            return focal_nats(logits, targets, self.focal_gamma, weight).mean()
         # PAPER: a weighted mean over the batch, not a sum over N
         return F.cross_entropy(self.adjust(logits, targets), targets, weight)
 

@@ -1,6 +1,6 @@
-"""One experiment in training: its replica, its schedule, its history, its files.
+"""Holds one experiment in training: its network, schedule, history and files.
 
-Knows no other run; ``train.py`` takes one or many of these through their epochs.
+Knows no other run; ``loop`` takes one or many of these through their epochs.
 Legend: N images, C classes.
 """
 
@@ -31,7 +31,7 @@ class Outcome:
     """What a finished training leaves.
 
     Attributes:
-        history: One row a tested epoch: epoch, train_loss, lr, accuracy per class [C].
+        history: One row per tested epoch: epoch, train_loss, lr, class accuracy [C].
         train_loss: Cross-entropy of each class on its clean training images, eval
             mode, last epoch, nats [C].
         class_counts: [C].
@@ -69,7 +69,9 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.epoch, self.seconds, self.resumes = 0, 0.0, 0
         self._saved_at, self._saved_epoch = time.monotonic(), 0
-        self._weights = losses.class_weights(task.class_counts, experiment.beta)
+        self._weights = losses.class_weights(
+            task.class_counts, experiment.beta, torch.float64
+        )
         self._resume()
         self._good = self._copy()
 
