@@ -154,22 +154,10 @@ page.table(
 )
 page.value("kinds", spectra_claims.count(kinds))
 page.value("coverage", curvature_tables.coverage(last))
-down = fixed["lambda_min"] + fixed["lambda_min_bound"] < 0
-page.value("negative", f"{down.sum()} of {len(down)}")
-share = (fixed["gradient_along"] / fixed["gradient_norm"]).abs()
-page.value("along", 100 * share.median(), ".1f")
-groups = fixed.assign(
-    group=report.classes([0] * 10, [""] * 10)["group"].to_numpy()[
-        fixed["label"]
-    ]
-)
-means = groups.groupby(["method", "group"], sort=False)[
-    "nonconvexity"
-].mean()
-page.value(
-    "by_group",
-    "; ".join(f"{m}, {g} {v:.3f}" for (m, g), v in means.items()),
-)
+seen = curvature_tables.bends(fixed)
+page.value("negative", seen["negative"])
+page.value("along", seen["along"])
+page.value("by_group", seen["by_group"])
 
 # %% [markdown]
 # Behind the tables are {glue:text}`coverage`. λmin is negative beyond its bound in

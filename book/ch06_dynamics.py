@@ -93,7 +93,6 @@ figures.show(
     f"own schedule. Ours: {setting}.",
 )
 
-# %% tags=["hide-input"]
 figures.show(
     through.dynamics(table, printed, "CE+DRW+SAM"),
     "The small scale, SAM, as above.",

@@ -53,7 +53,7 @@ class Finding(NamedTuple):
 def present(
     family: Family, scale: str = "lite", results: str | Path = RESULTS
 ) -> list[Record]:
-    """Every record of a family that is there, in the paper's setting and at ``scale``."""
+    """Records of a family that are there, in the paper's setting and at ``scale``."""
     wanted = family.experiments("full")
     scales = dict.fromkeys(("full", scale)) if scale != "quick" else [scale]
     return [r for name in scales for r in find(wanted, results, name).records]
