@@ -29,7 +29,7 @@ table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
 wide = curvature.spectra(gather.every(page, "full"))
 big = curvature.pick(wide, stage=curvature.LAST)
-judged = gather.verdicts(page, spectra_claims.curvature()).iloc[:4]
+judged = gather.verdicts(page, spectra_claims.curvature_family()).iloc[:4]
 setting = report.setting(runs) if runs else curvature.NONE
 
 # %% tags=["remove-input"]

@@ -26,7 +26,7 @@ page = Page("ch06_dynamics", scale=scale, results=results, device=device)
 runs = gather.dynamics(page)
 table = curvature.spectra(runs)
 printed = curvature.published_dynamics(report.paper("dynamics"))
-judged = gather.verdicts(page, spectra_claims.schedule())
+judged = gather.verdicts(page, spectra_claims.schedule_family())
 wide = curvature.spectra(gather.every(page, "full"))
 rare = curvature.pick(wide, label=[5, 7, 8])
 setting = report.setting(runs) if runs else curvature.NONE

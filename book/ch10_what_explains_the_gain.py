@@ -26,7 +26,7 @@ page = Page(
 )
 
 # %% tags=["hide-input"]
-judged = gather.verdicts(page, hypotheses.one_curve())
+judged = gather.verdicts(page, hypotheses.curve_family())
 found = gather.gather(
     page, "weight_decay", "optimizers", "sam_timing", "rho_ablation"
 )

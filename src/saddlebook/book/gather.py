@@ -44,7 +44,7 @@ def gather(
     return {name: some.records for name, some in found.items()}
 
 
-def dynamics(page: Page) -> list[Record]:
+def with_spectra(page: Page) -> list[Record]:
     """Records with spectra that are there; at ``quick`` the first seed is trained."""
     if page.scale == "quick":
         return page.records(studies.dynamics(seeds=(0,)))

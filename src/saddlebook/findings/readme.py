@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from saddlebook.record import Record
 
 FAMILIES = (
-    gains.main_table, gains.baselines, gains.gap, spectra_claims.curvature,
-    spectra_claims.schedule, hypotheses.five, hypotheses.wider, hypotheses.one_curve,
+    gains.main_table, gains.baselines, gains.gap, spectra_claims.curvature_family,
+    spectra_claims.schedule_family, hypotheses.five, hypotheses.wider, hypotheses.curve_family,
 )  # fmt: skip
 _TAIL = (7, 8, 9)
 _SAM = [f"{base}+SAM − {base}" for base in gains.BASES]
@@ -74,8 +74,8 @@ def findings(scale: str = "lite", results: str | Path = RESULTS) -> list[Finding
         *(
             judged(family(), scale, results)
             for family in (
-                spectra_claims.curvature, hypotheses.five, hypotheses.wider,
-                hypotheses.one_curve,
+                spectra_claims.curvature_family, hypotheses.five, hypotheses.wider,
+                hypotheses.curve_family,
             )
         ),
     ]  # fmt: skip
