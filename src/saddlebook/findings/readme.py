@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     gains.main_table, gains.baselines, gains.gap, spectra_claims.curvature_family,
-    spectra_claims.schedule_family, hypotheses.five, hypotheses.wider, hypotheses.curve_family,
+    spectra_claims.schedule_family, hypotheses.five, hypotheses.wider,
+    hypotheses.curve_family,
 )  # fmt: skip
 _TAIL = (7, 8, 9)
 _SAM = [f"{base}+SAM − {base}" for base in gains.BASES]
