@@ -10,16 +10,22 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import numpy as np
 import pandas as pd
-from saddlebook import data, figures, studies
+import saddlebook as sb
+from saddlebook import figures, studies
 from saddlebook.book import Page, gather
 from saddlebook.findings import claims, gains, report
 
 # %% tags=["hide-input"]
-page = Page("ch01_long_tails", scale=scale, results=results, device=device)
+page = Page("ch01_long_tails", vars())
 plain = [exp for exp in studies.table1() if exp.method == "CE"]
 runs = page.records(plain)
 ours = report.by_method(runs)
@@ -55,7 +61,7 @@ page.claim(
 # the function that every experiment of this book calls:
 
 # %% tags=["remove-input"]
-page.source(data.class_counts)
+page.source(sb.data.class_counts)
 
 # %% [markdown]
 # ## A tail to play with
@@ -66,7 +72,7 @@ page.source(data.class_counts)
 
 # %%
 names = "airplane automobile bird cat deer dog frog horse ship truck"
-counts = data.class_counts(5000, 10, imbalance_factor=100)
+counts = sb.data.class_counts(5000, 10, imbalance_factor=100)
 page.value("kept", sum(counts), ",")
 page.value("rarest", counts[-1])
 figures.show(
@@ -95,9 +101,9 @@ figures.show(
 # which need no download:
 
 # %%
-digits = data.load("digits")
-wanted = data.class_counts(80, 10, imbalance_factor=10)
-kept = data.long_tail_indices(digits.train_labels, wanted)
+digits = sb.data.load("digits")
+wanted = sb.data.class_counts(80, 10, imbalance_factor=10)
+kept = sb.data.long_tail_indices(digits.train_labels, wanted)
 drawn = np.bincount(digits.train_labels[kept], minlength=10)
 page.table(
     pd.DataFrame({"wanted": wanted, "drawn": drawn}, digits.class_names).T,
@@ -173,7 +179,7 @@ page.fold("The test", claims.details(judged))
 #
 # 1. Set `imbalance_factor=10` in the figure's cell. How many images has the rarest
 #    class now, and which groups hardly change?
-# 2. Use `data.class_counts(5000, 10, 100, imbalance="step")`. Which group would you
+# 2. Use `sb.data.class_counts(5000, 10, 100, imbalance="step")`. Which group would you
 #    expect to suffer most under a step, and why are head, mid and tail poor names for
 #    it?
 

@@ -9,6 +9,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -19,7 +24,7 @@ from saddlebook.book import Page, gather
 from saddlebook.findings import claims, gains, report
 
 # %% tags=["hide-input"]
-page = Page("ch02_losses", scale=scale, results=results, device=device)
+page = Page("ch02_losses", vars())
 runs = page.records(
     [exp for exp in studies.table1() if exp.method in gains.BASES]
 )

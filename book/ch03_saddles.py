@@ -10,6 +10,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import saddlebook as sb
@@ -18,7 +23,7 @@ from saddlebook.figures import portraits
 from saddlebook.findings import inference
 from saddlebook.theory import escapes, landscapes, oddities
 
-page = Page("ch03_saddles", scale=scale, results=results, device=device)
+page = Page("ch03_saddles", vars())
 same, used = escapes.moments(), escapes.moments(normalised=True)
 fresh = escapes.moments(fresh=True)
 worst = max(escapes.worst(table) for table in (same, fresh))

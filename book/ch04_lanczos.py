@@ -10,6 +10,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 from saddlebook import figures
@@ -19,7 +24,7 @@ from saddlebook.figures import known as known_figures
 from saddlebook.findings import inference
 from saddlebook.theory import known
 
-page = Page("ch04_lanczos", scale=scale, results=results, device=device)
+page = Page("ch04_lanczos", vars())
 
 # %% tags=["hide-input"]
 causes = known.causes()

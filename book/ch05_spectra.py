@@ -10,6 +10,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 from saddlebook import figures
@@ -21,7 +26,7 @@ from saddlebook.findings import claims, report, spectra_claims
 from saddlebook.findings import spectra as curvature
 from saddlebook.findings import tables as curvature_tables
 
-page = Page("ch05_spectra", scale=scale, results=results, device=device)
+page = Page("ch05_spectra", vars())
 
 # %% tags=["hide-input"]
 runs = gather.dynamics(page)

@@ -10,6 +10,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import saddlebook as sb
@@ -20,7 +25,7 @@ from saddlebook.findings import claims, report, spectra_claims
 from saddlebook.findings import spectra as curvature
 from saddlebook.findings import tables as curvature_tables
 
-page = Page("ch06_dynamics", scale=scale, results=results, device=device)
+page = Page("ch06_dynamics", vars())
 
 # %% tags=["hide-input"]
 runs = gather.dynamics(page)

@@ -10,6 +10,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import numpy as np
@@ -20,8 +25,8 @@ from saddlebook.findings import claims, gains, report
 from saddlebook.theory import saddles
 
 # %% tags=["hide-input"]
-page = Page("ch07_table", scale=scale, results=results, device=device)
-runs = page.records("table1") + page.records("control")
+page = Page("ch07_table", vars())
+runs = page.records("table1", "control")
 printed = report.paper("table1", "cifar10")
 judged = gather.verdicts(page, gains.main_table())
 ours = report.by_method(runs)

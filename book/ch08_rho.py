@@ -9,6 +9,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 from saddlebook import figures
@@ -19,7 +24,7 @@ from saddlebook.findings import claims, hypotheses, report
 from saddlebook.train import engine
 
 # %% tags=["hide-input"]
-page = Page("ch08_rho", scale=scale, results=results, device=device)
+page = Page("ch08_rho", vars())
 found = gather.gather(page, "rho_ablation", "curvature")
 records = found["rho_ablation"]
 judged = gather.verdicts(page, hypotheses.five()).iloc[:1]

@@ -9,6 +9,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import numpy as np
@@ -21,7 +26,7 @@ from saddlebook.theory import landscapes
 from saddlebook.train import engine
 
 # %% tags=["hide-input"]
-page = Page("ch09_rivals", scale=scale, results=results, device=device)
+page = Page("ch09_rivals", vars())
 found = gather.gather(
     page, "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing",
     "bn_statistics", "optimizers",

@@ -11,6 +11,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 from saddlebook import figures, studies
@@ -18,12 +23,7 @@ from saddlebook.book import Page, gather
 from saddlebook.figures import sweeps
 from saddlebook.findings import claims, contrasts, hypotheses, report
 
-page = Page(
-    "ch10_what_explains_the_gain",
-    scale=scale,
-    results=results,
-    device=device,
-)
+page = Page("ch10_what_explains_the_gain", vars())
 
 # %% tags=["hide-input"]
 judged = gather.verdicts(page, hypotheses.curve_family())

@@ -10,9 +10,15 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
-from saddlebook import data, figures
+import saddlebook as sb
+from saddlebook import figures
 from saddlebook.book import Page, gather
 from saddlebook.curvature import published
 from saddlebook.figures import spectra as curvature_figures
@@ -21,9 +27,7 @@ from saddlebook.findings import spectra as curvature
 from saddlebook.findings import tables as curvature_tables
 from saddlebook.theory import oddities
 
-page = Page(
-    "ch11_as_published", scale=scale, results=results, device=device
-)
+page = Page("ch11_as_published", vars())
 
 # %% tags=["hide-input"]
 runs = gather.dynamics(page)
@@ -194,7 +198,7 @@ page.value("second", oddities.second_pass_share(0.1), ".3f")
 # here from the library's losses at the paper's class sizes.
 
 # %%
-counts = data.class_counts(5000, 10, 100)
+counts = sb.data.class_counts(5000, 10, 100)
 weight = oddities.mean_weight(counts)
 shares = oddities.class_shares(counts)
 page.value("weight", weight, ".3f")
@@ -248,7 +252,7 @@ page.value("floor30", oddities.cosine_floor(10, 30), ".1e")
 #
 # 1. In the table of ways to measure, compare `redrawn` with `frozen`. Both see
 #    augmented images; what is the one difference?
-# 2. Take `counts = data.class_counts(5000, 10, 10)`. How far apart are the shares of the
+# 2. Take `counts = sb.data.class_counts(5000, 10, 10)`. How far apart are the shares of the
 #    classes before the switch, and how far after it?
 
 # %% tags=["remove-input"]

@@ -10,6 +10,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -18,9 +23,7 @@ from saddlebook.book import Page
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import report
 
-page = Page(
-    "ch12_run_it_yourself", scale=scale, results=results, device=device
-)
+page = Page("ch12_run_it_yourself", vars())
 
 # %% tags=["hide-input"]
 records = page.records("table1")

@@ -11,6 +11,11 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -24,10 +29,10 @@ from saddlebook.findings import (
     spectra_claims,
 )  # fmt: skip
 
-page = Page("intro", scale=scale, results=results, device=device)
+page = Page("intro", vars())
 
 # %% tags=["hide-input"]
-records = page.records("table1") + page.records("control")
+records = page.records("table1", "control")
 setting = report.setting(records)
 judged = gather.verdicts(page, gains.main_table())
 main = judged.set_index("claim").loc["CE+DRW+SAM − CE+DRW, tail"]

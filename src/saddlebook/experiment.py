@@ -15,6 +15,7 @@ from typing import Any
 from saddlebook.errors import UsageError, one_of
 
 SCALES = ("full", "lite", "quick")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
 _MILESTONES = (10, 50, 100, 160, 170, 190, 200)  # of the paper's dynamics figure
 # Name: (classes, images of the largest class before the cut, pixels)
 DATASETS = {
@@ -32,7 +33,7 @@ _CHOICES = {
     "optimizer": ("sgd", "sam", "pgd", "lpf"),
     "sam_epochs": ("all", "before", "after"),
     "sam_bn": ("both", "first"),
-    "precision": ("fp32", "tf32", "bf16", "fp64"),
+    "precision": PRECISIONS,
 }
 _AT_LEAST = {
     "imbalance_factor": 1, "width": 1, "epochs": 1, "batch_size": 2, "lpf_samples": 1,

@@ -34,6 +34,7 @@ class Progress:
         self.signal = 0
         self._bar: Any = _bar(total, unit, file or sys.stderr) if show else None
         self._parts: dict[tuple[str, str], float] = {}
+        self._worked = 0.0
 
     @classmethod
     def over(cls, experiments: Sequence[Experiment], **options: Any) -> Progress:
@@ -48,19 +49,23 @@ class Progress:
         """Whether a stop was asked for."""
         return self._stop.is_set()
 
+    @property
+    def worked(self) -> float:
+        """Units done since the beginning, without what was done before."""
+        return self._worked
+
     def epoch_done(self, experiment: Experiment, row: dict[str, Any]) -> None:
         """Move on by one epoch and show the newest loss."""
-        if self._bar is not None:
-            share, step = row["epoch"] / experiment.epochs, 1 / experiment.epochs
-            told = f"epoch {row['epoch']}, loss {row['train_loss']:.3f}"
-            work = effort.training(experiment)
-            self._reach("train", experiment.training, share * work, step * work, told)
+        share, step = row["epoch"] / experiment.epochs, 1 / experiment.epochs
+        told = f"epoch {row['epoch']}, loss {row['train_loss']:.3f}"
+        work = effort.training(experiment)
+        self._reach("train", experiment.training, share * work, step * work, told)
 
     def measuring(
         self, experiment: Experiment, done: float, total: float, what: str
     ) -> None:
         """Move to the share ``done / total`` of a run's spectra."""
-        if self._bar is not None and total:
+        if total:
             before = effort.training(experiment)
             self._reach("train", experiment.training, before, 0, what)
             work = effort.measuring(experiment) * done / total
@@ -71,15 +76,16 @@ class Progress:
     ) -> None:
         """Count ``work`` of a run as done, all but ``step`` of it from before."""
         key, bar = (what, run.key), self._bar
-        assert bar is not None
-        if key not in self._parts:
-            self._parts[key] = work - step
-            bar.n += work - step
-            bar.initial += work - step  # not in the rate, which gives the time left
-        bar.set_description(f"{run.method} seed {run.seed}", refresh=False)
-        bar.set_postfix_str(told, refresh=False)
-        bar.update(work - self._parts[key])
+        new = key not in self._parts
+        before = work - step if new else self._parts[key]
         self._parts[key] = work
+        self._worked += work - before
+        if bar is not None:
+            bar.n += before if new else 0
+            bar.initial += before if new else 0  # not in the rate, so in the time left
+            bar.set_description(f"{run.method} seed {run.seed}", refresh=False)
+            bar.set_postfix_str(told, refresh=False)
+            bar.update(min(work - before, bar.total - bar.n))  # rounding: never over
 
     def at(self, done: int, text: str) -> None:
         """Move to ``done`` units in all, and say what is under way."""

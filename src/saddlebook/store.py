@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +46,7 @@ def find(
     experiments: Iterable[Experiment],
     results: str | Path = RESULTS,
     scale: str | None = None,
+    precision: str = "",
 ) -> Found:
     """Records of experiments that are there; the only answer to that question.
 
@@ -52,12 +54,16 @@ def find(
         experiments: At ``full`` scale, or at ``scale``; repeats count once.
         results: Folder with one folder of records per scale.
         scale: Where to look; None: ``full`` where all are there, else ``lite``.
+        precision: Instead of the scale's own.
     """
-    wanted = list(dict.fromkeys(experiments))
+    wanted = list(experiments)
     if scale is None:
-        complete = not Store(Path(results) / "full").missing(wanted)
-        scale = "full" if complete else "lite"
-    mapped = list(dict.fromkeys(at_scale(exp, scale) for exp in wanted))
+        found = find(wanted, results, "full", precision)
+        return found if not found.missing else find(wanted, results, "lite", precision)
+    mapped = [at_scale(exp, scale) for exp in wanted]
+    if precision:
+        mapped = [replace(exp, precision=precision) for exp in mapped]
+    mapped = list(dict.fromkeys(mapped))
     store = Store(Path(results) / scale)
     missing = store.missing(mapped)
     return Found(scale, store.records(e for e in mapped if e not in missing), missing)

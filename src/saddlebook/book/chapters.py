@@ -101,6 +101,19 @@ def export(
     return write_whole(output, nbformat.writes(notebook).encode())
 
 
+def export_all(folder: str | os.PathLike[str], root: str = ".") -> list[Path]:
+    """Write every chapter as a notebook into a folder; a copy that is there is kept.
+
+    Each knows where the records and checkpoints of this checkout lie.
+    """
+    given = {"results": str(Path(root, "results").resolve())}
+    wanted = {Path(folder) / f"{path.stem}.ipynb": path for path in chapters(root)}
+    for copy, path in wanted.items():
+        if not copy.exists():
+            export(path, copy, given)
+    return list(wanted)
+
+
 def execute(
     chapter: Path,
     output: Path,

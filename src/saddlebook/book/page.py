@@ -10,20 +10,23 @@ import ast
 import html
 import inspect
 import math
+import os
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saddlebook.book.parameters import check_injected
-from saddlebook.errors import LockedError, UsageError, one_of
-from saddlebook.experiment import SCALES, Experiment, at_scale
+from saddlebook.book.making import make
+from saddlebook.book.parameters import PARAMETERS, check_injected, check_types
+from saddlebook.errors import LockedError, UsageError
+from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import claims
 from saddlebook.findings.inference import WORDS
-from saddlebook.store import RESULTS, find, lacking
+from saddlebook.store import RESULTS, Found, find, lacking
+from saddlebook.studies import chosen_seeds
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
@@ -44,29 +47,40 @@ class Page:
 
     Args:
         chapter: File stem of the chapter, such as ``ch07_table``.
-        scale: ``lite`` and ``full`` show committed records, ``quick`` trains tiny ones.
-        results: Folder with one folder of records per scale.
-        device: Where ``quick`` trains: ``cpu``, ``cuda`` or ``cuda:N``.
+        given: The chapter's variables; its parameters are taken from them.
+        **more: Parameters by name: ``scale``: ``lite`` and ``full`` show records,
+            ``quick`` trains tiny ones; ``results``: folder with one folder of records
+            per scale; ``device`` to train on: ``cpu``, ``cuda`` (all GPUs there are) or
+            ``cuda:N``; ``data``: folder with CIFAR, if none that of SADDLEBOOK_DATA,
+            else the cache folder; ``train``: make what is missing at ``scale``;
+            ``seeds`` such as ``0,1``: only these, of studies that have them;
+            ``precision`` instead of the scale's own; ``workers``: processes that train
+            side by side on the CPU.
 
     Raises:
-        UsageError: A parameter that the chapter does not declare, or of another type.
+        UsageError: A parameter that there is not, or of another type, or a value that
+            it cannot have.
     """
 
     def __init__(
-        self,
-        chapter: str,
-        *,
-        scale: str = "lite",
-        results: str = "results",
-        device: str = "cpu",
+        self, chapter: str, given: Mapping[str, Any] | None = None, **more: Any
     ) -> None:
         check_injected()
-        one_of("scale", scale, SCALES)
-        one_of("device", str(device).split(":")[0], ("cpu", "cuda"))
-        self.chapter, self.scale, self.device = chapter, scale, str(device)
-        self.results = Path(results) if scale == "quick" else _results(Path(results))
+        values = {n: v for n, v in (given or {}).items() if n in PARAMETERS}
+        check_types(PARAMETERS, values | more)
+        p = PARAMETERS | values | more
+        self.chapter, self.scale, self.device = chapter, p["scale"], p["device"]
+        results = Path(p["results"])
+        self.results = results if self.scale == "quick" else _results(results)
+        self.train, self.workers, self.precision = (
+            p["train"],
+            p["workers"],
+            p["precision"],
+        )
+        self.seeds = chosen_seeds(p["seeds"])
+        self.data = p["data"] or os.environ.get("SADDLEBOOK_DATA") or None
         self._shown: dict[Experiment, Record] = {}
-        if scale == "quick":
+        if self.scale == "quick":
             _show(f'<p class="sb-banner" role="note">{SMOKE}</p>', SMOKE)
 
     def source(self, thing: Any, *, docstring: bool = False) -> None:
@@ -79,25 +93,25 @@ class Page:
         _display({"text/markdown": shown, "text/plain": text})
 
     def records(
-        self, study: str | Callable[[], Sequence[Experiment]] | Sequence[Experiment]
+        self, *wanted: str | Callable[[], Sequence[Experiment]] | Sequence[Experiment]
     ) -> list[Record]:
-        """Records of a study: ``full`` where all its records exist, else ``lite``.
+        """Records of studies: ``full`` where all its records exist, else ``lite``.
 
         Args:
-            study: Name or function of ``saddlebook.studies``, or its experiments at
-                full scale.
+            wanted: Names or functions of ``saddlebook.studies``, or experiments at full
+                scale.
 
         Returns:
-            In the study's order; at ``quick`` of its first three seeds only.
+            In the studies' order; at ``quick`` of the first three seeds only.
 
         Raises:
-            UsageError: Records are missing; names the command that makes them.
+            UsageError: Records are missing; names the ways to make them.
         """
-        name, experiments = _named(study)
+        groups = dict(_named(study) for study in wanted)
         if self.scale == "quick":
-            found = self._train(experiments)
+            found = self._smoke([e for group in groups.values() for e in group])
         else:
-            found = self._read(name, experiments)
+            found = [r for some in self._whole(groups) for r in some.records]
         self.show_records(found)
         return found
 
@@ -113,22 +127,56 @@ class Page:
         """Name records in the footer."""
         self._shown |= {record.experiment: record for record in found}
 
-    def _read(self, name: str, experiments: Sequence[Experiment]) -> list[Record]:
-        where = "full" if self.scale == "full" else None
-        scale, found, missing = find(experiments, self.results, where)
-        if missing:
-            told = lacking(self.results / scale, missing, len(found), name)
-            raise UsageError(f"{told}; or run this chapter with train=True")
+    def found(
+        self, groups: Mapping[str, Sequence[Experiment]], scale: str | None = None
+    ) -> dict[str, Found]:
+        """What is there of each group, after ``train`` has made what it may.
+
+        Args:
+            groups: Experiments at full scale.
+            scale: Where to look, see ``store.find``; only at the page's own scale is
+                anything trained.
+        """
+        where = scale or ("full" if self.scale == "full" else None)
+
+        def look() -> dict[str, Found]:
+            return {
+                name: find(self._of_seeds(group), self.results, where, self.precision)
+                for name, group in groups.items()
+            }
+
+        found = look()
+        todo = [e for some in found.values() for e in some.missing]
+        todo = [e for e in dict.fromkeys(todo) if e.scale == self.scale]
+        if self.train and todo:
+            make(
+                todo, self.results, data_root=self.data, device=self.device,
+                workers=self.workers,
+            )  # fmt: skip
+            found = look()
         return found
 
-    def _train(self, experiments: Sequence[Experiment]) -> list[Record]:
+    def _of_seeds(self, group: Sequence[Experiment]) -> list[Experiment]:
+        """Those of the chosen seeds; all of a study that has none of them."""
+        chosen = [exp for exp in group if exp.seed in self.seeds]
+        return chosen or list(group)
+
+    def _whole(self, groups: Mapping[str, Sequence[Experiment]]) -> Iterator[Found]:
+        for name, found in self.found(groups).items():
+            if found.missing:
+                there = len(found.records)
+                told = lacking(self.results / found.scale, found.missing, there, name)
+                raise UsageError(f"{told}; or run this chapter with train=True")
+            yield found
+
+    def _smoke(self, experiments: Sequence[Experiment]) -> list[Record]:
         import torch
 
         from saddlebook import runner
 
         # Networks of this size train many times faster on one thread than on all
         torch.set_num_threads(1)
-        seeds = sorted({exp.seed for exp in experiments})[:3]
+        seeds = self.seeds or sorted({exp.seed for exp in experiments})[:3]
         chosen = [at_scale(exp, "quick") for exp in experiments if exp.seed in seeds]
         give_up = time.monotonic() + _PATIENCE
         while True:
