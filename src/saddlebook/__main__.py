@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", help="methods, such as CE,CE+DRW+SAM")
     status = _command(commands, "status", _status, "records done, missing, stale")
     _add_study(status, optional=True)
+    _add_data(status)
     status.add_argument("--work", default=runner.WORK)
     verify = _command(commands, "verify", _verify, "check every record")
     verify.add_argument("spectra", nargs="*", help="records of the spectra command")
@@ -115,14 +116,18 @@ def _command(commands: Any, name: str, action: Any, help_: str) -> Any:
     return command
 
 
+def _add_data(command: Any) -> None:
+    command.add_argument(
+        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
+        help="folder with images; default: SADDLEBOOK_DATA, else the cache folder",
+    )  # fmt: skip
+
+
 def _add_machine(command: Any) -> None:
     """What a command takes that trains."""
     add = command.add_argument
     add("--device", default="cpu", help="cpu, cuda (all there are) or cuda:N")
-    add(
-        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
-        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
-    )  # fmt: skip
+    _add_data(command)
     add("--work", default=runner.WORK, help="folder of checkpoints")
     add("--threads", type=int, default=1, help="of one run, on the CPU")
     add("--workers", type=int, default=1, help="processes on the CPU")
@@ -135,10 +140,6 @@ def _add_study(command: Any, optional: bool = False) -> None:
     command.add_argument("study", nargs=count, help=", ".join(studies.STUDIES))
     command.add_argument("--scale", default="full", help=", ".join(SCALES))
     command.add_argument("--results", default="results")
-    command.add_argument(
-        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
-        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
-    )  # fmt: skip
     command.add_argument("--dataset", default="", help="folder:NAME, your own images")
     command.add_argument("--seeds", help="such as 0,1,2; default: all of the study's")
 

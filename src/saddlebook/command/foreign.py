@@ -5,6 +5,7 @@ Knows files and modules; no image and no loss.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import io
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,16 +26,27 @@ from saddlebook.errors import CorruptError, MachineError, UsageError, nearest, r
 
 # Where a state dict lies in the files of common training codes, and what is put before
 # its names by DataParallel, torch.compile and Lightning
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_WRAPPERS = (
+    "state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net",
+    "network", "weights",
+)  # fmt: skip
+_PREFIXES = ("module.", "model.", "net.", "network.")
 _COUNTERS = "num_batches_tracked"  # of batch norm; nothing measured reads them
+# What common codes keep beside the weights; plain values, none of them runs code.
+# NumPy moved its maker of scalars: both names stand in files
+_SCALAR = np.float64(0).__reduce__()[0]
+_PLAIN: list[Any] = [
+    argparse.Namespace, np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"),
+    *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
+]  # fmt: skip
 
 
 def state_dict(content: bytes, name: str) -> dict[str, Tensor]:
     """Tensors by name from the bytes of a ``.pt`` or ``.pth`` file, unwrapped.
 
-    Only tensors and plain values are read (``weights_only=True``): a file that names
-    anything else is refused, and nothing in it runs.
+    Only tensors and plain values are read (``weights_only=True``), NumPy's scalars and
+    ``argparse.Namespace`` among them: a file that names anything else is refused, and
+    nothing in it runs. Of averaged weights beside others the averaged ones are taken.
 
     Raises:
         CorruptError: No such file, or more than tensors in it; with ``name``.
@@ -66,7 +79,8 @@ def _loaded(content: bytes) -> Any:
             if damaged := archive.testzip():  # PyTorch does not look
                 raise ValueError(f"{damaged} is not what was written")
     file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals(_PLAIN):
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _check_sizes(tensors: Mapping[str, Tensor]) -> None:
@@ -95,7 +109,12 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
     for name in _WRAPPERS:
         if inner := _unwrapped(content.get(name)):
             return inner
-    return {str(k): t for k, t in content.items() if isinstance(t, Tensor)}
+    # torch.compile puts its mark before a network's names, or a block's
+    return {
+        str(k).replace("_orig_mod.", ""): t
+        for k, t in content.items()
+        if isinstance(t, Tensor) and not str(k).endswith("n_averaged")
+    }
 
 
 def network(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -128,7 +128,10 @@ def _foreign(file: str, content: bytes, options: argparse.Namespace) -> Subject:
         model = foreign.network(name, tensors)
         foreign.fit(model, tensors, f"{file} as {name}")
     cut = {name: getattr(options, name) for name in _CUT}
-    images = folders.find(options.data, options.root, held_out=options.held_out, **cut)
+    images = folders.find(
+        options.data, options.root, held_out=options.held_out,
+        class_order=options.class_order, **cut,
+    )  # fmt: skip
     told = {"model": name, "loss": loss, "normalise": colours} | cut
     return Subject(model, _sized(loss, images), images, colours, told)
 
