@@ -16,7 +16,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import numpy as np
 import pandas as pd
 import saddlebook as sb
@@ -24,7 +24,7 @@ from saddlebook import figures, studies
 from saddlebook.book import Page, gather
 from saddlebook.findings import claims, gains, report
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page = Page("ch01_long_tails", vars())
 plain = [exp for exp in studies.table1() if exp.method == "CE"]
 runs = page.records(plain)
@@ -117,7 +117,7 @@ page.table(
 # and SGD, no re-weighting. Each small point is one run's accuracy on one class at its
 # last epoch.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 classes = report.per_class(runs)
 figures.show(
     figures.class_accuracy(classes, ["CE"]),
@@ -125,7 +125,7 @@ figures.show(
     f"their mean. {report.setting(runs)}.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 by_group = classes.groupby("group", sort=False)
 table = by_group[["accuracy", "train_loss"]].mean().round(2)
 page.value("tail_loss", table.loc["tail", "train_loss"], ".2f")

@@ -15,7 +15,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from saddlebook import figures, losses, studies
 from saddlebook.book import Page, gather
 from saddlebook.findings import claims, gains, report
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page = Page("ch02_losses", vars())
 runs = page.records(
     [exp for exp in studies.table1() if exp.method in gains.BASES]
@@ -130,7 +130,7 @@ for name in ("ce", "ldam", "vs"):
     parts.append(part.assign(method=name.upper()))
 toy = pd.concat(parts)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     figures.curves(toy, "lead", "loss (nats)", "method"),
     "Loss of one image of the rare class, by the lead of its logit. Cross-entropy is content with a "
@@ -148,7 +148,7 @@ figures.show(
 # **Varied:** loss and re-weighting, and the seed. **Held:** data, draw, network,
 # schedule, plain SGD.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     figures.methods(cells, "tail"),
     "Tail accuracy without SAM. Ours: runs as points, mean and 95 % "

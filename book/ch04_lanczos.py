@@ -16,7 +16,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from saddlebook import figures
 from saddlebook.book import Page
 from saddlebook.curvature import lanczos, published, recurrence
@@ -26,7 +26,7 @@ from saddlebook.theory import known
 
 page = Page("ch04_lanczos", vars())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 causes = known.causes()
 cells = causes.groupby(["operator", "beta"])["ratio"].mean()
 again = known.rayleigh()

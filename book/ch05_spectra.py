@@ -16,7 +16,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from saddlebook import figures
 from saddlebook.book import Page, gather, shipped
 from saddlebook.curvature import lanczos
@@ -28,7 +28,7 @@ from saddlebook.findings import tables as curvature_tables
 
 page = Page("ch05_spectra", vars())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 runs = gather.dynamics(page)
 table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
@@ -91,7 +91,7 @@ page.source(lanczos.certificate)
 now = shipped.spectrum(class_=9, optimizer="sgd")
 print(now if isinstance(now, str) else f"class 9, just measured: {now}")
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 stored = curvature.pick(last, method="CE+DRW", label=-1, mode="clean")
 page.table(
     curvature_tables.sheet(stored, ("label", "recurrence")),
@@ -116,7 +116,7 @@ page.table(
 # of at most 100 images of a class: classes 8 and 9 are whole, the largest class is a
 # fiftieth of itself and says nothing about the other images.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.table(
     curvature_tables.ratios(wide),
     "|λmin/λmax| after the last epoch. Brackets: what the released procedure "
@@ -131,7 +131,7 @@ figures.show(
 # %% [markdown]
 # ### At the small scale, five seeds
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     density.spectra(last),
     "Images fixed. Spectral density of one class's loss, last epoch, head, mid "
@@ -139,14 +139,14 @@ figures.show(
     f"bound shown; stems: single converged eigenvalues. {setting}.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     density.spectra(last, mode="as_published"),
     "As published: the same weights and classes, crops and flips redrawn in "
     "every product. Nothing here is a converged eigenvalue.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 fixed = curvature.pick(last, mode="clean").sort_values(["method", "label"])
 kinds = spectra_claims.kinds(fixed)
 shown = curvature_tables.sheet(
@@ -195,7 +195,7 @@ page.value(
 # by more than $\lambda_{\min}$. Two networks at two losses cannot be told apart by a
 # ratio; {doc}`ch10_what_explains_the_gain` compares them at equal loss.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 released = curvature.pick(last, mode="as_published")
 page.table(
     curvature_tables.sheet(
@@ -212,7 +212,7 @@ page.table(
 # real, the loss would follow the dotted parabola, up to higher terms. (A loss that is
 # already below 0.1 cannot fall by as much.)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     curvature_figures.along_vector(last, "CE+DRW"),
     "SGD, last epoch: change of the class's loss along ± the lowest vector of "
@@ -220,7 +220,7 @@ figures.show(
     "curvature promises a fall of 0.1 nats.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.judged(
     judged,
     "The paper's reading of its figure under both measurements: mean over the "

@@ -16,7 +16,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import saddlebook as sb
 from saddlebook import figures
 from saddlebook.book import Page, gather
@@ -27,7 +27,7 @@ from saddlebook.findings import tables as curvature_tables
 
 page = Page("ch06_dynamics", vars())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 runs = gather.dynamics(page)
 table = curvature.spectra(runs)
 printed = curvature.published_dynamics(report.paper("dynamics"))
@@ -65,7 +65,7 @@ page.claim(
 # $\lambda_{\max}$ shrinks, as it does when a class is learned by heart. So we show both,
 # and beside them the class's gradient, without which no one can speak of a saddle.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 theirs = printed.query("method == 'CE+DRW' and label == 8")
 theirs = theirs.set_index("stage")["nonconvexity"]
 page.value("early", theirs[100])
@@ -79,7 +79,7 @@ page.value("end", theirs[200])
 # re-weighting, data, network. Shorter schedules keep the same moments in proportion.
 # *As published* and *fixed* are those of chapter 5; chapter 11 takes the first apart.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     through.dynamics(wide, printed, "CE+DRW"),
     "The paper's own setting, SGD, one run, at most 100 images of a class. "
@@ -90,7 +90,7 @@ figures.show(
     "The same with SAM.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     through.dynamics(table, printed, "CE+DRW"),
     "The small scale, SGD. Every run a point, means joined; dotted: re-weighting starts. The "
@@ -98,7 +98,7 @@ figures.show(
     f"own schedule. Ours: {setting}.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     through.dynamics(table, printed, "CE+DRW+SAM"),
     "The small scale, SAM, as above.",
@@ -113,7 +113,7 @@ figures.show(
 # not reproduced**: single classes jump to the top at other epochs than in the paper. One
 # run cannot tell luck from a difference in protocol; five seeds at seven epochs would.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.value(
     "early_late",
     curvature_tables.before_and_after(rare, printed, "CE+DRW"),
@@ -129,25 +129,25 @@ page.table(
 # The ratio's parts, from fixed images only; only values whose error bound is within one
 # percent.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     through.through_training(table, "lambda_min", "|λmin|"),
     "Size of the most negative curvature, images fixed, all runs.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     through.through_training(table, "lambda_max", "λmax"),
     "Largest curvature, images fixed, all runs.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     through.through_training(table, "gradient_norm", "‖g‖ of the class"),
     "Gradient norm of the class's own loss: far from zero is no saddle.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 tail = curvature.pick(table, label=-2, mode="clean").sort_values("stage")
 page.table(
     curvature_tables.sheet(
@@ -163,7 +163,7 @@ page.table(
 #
 # The first run of each method, every class and moment measured; needs no kernel.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 first = {r.experiment.method: r for r in reversed(runs)}
 if first:
     pair = list(first.values())
@@ -179,7 +179,7 @@ if first:
 # A third, class gradients below $\rho\,|\lambda_{\min}|$, was withdrawn: SAM divides by
 # the gradient of the re-weighted batch, not of one class.)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.judged(
     judged,
     "Claims about the schedule: mean over the three classes of the tail, 95 % "

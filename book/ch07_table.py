@@ -16,7 +16,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import numpy as np
 import pandas as pd
 from saddlebook import figures, optim
@@ -24,7 +24,7 @@ from saddlebook.book import Page, gather
 from saddlebook.findings import claims, gains, report
 from saddlebook.theory import saddles
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page = Page("ch07_table", vars())
 runs = page.records("table1", "control")
 printed = report.paper("table1", "cifar10")
@@ -104,7 +104,7 @@ figures.show(
 # on the tail. Last epochs lie below the paper almost everywhere; the epoch that is best
 # on the test set lies nearer, as if the paper had reported that one.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 wide = report.once(gather.every(page, "full"))
 big = report.by_method(wide or runs)
 last, best = (report.cells(big, printed, c) for c in ("last", "best"))
@@ -129,7 +129,7 @@ figures.show(
 # paper's and the head below it; the settings behind the printed numbers are not published.
 # CE+DRW has a control that the paper lacks, a larger weight decay:
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.table(
     report.summary(big),
     "All methods at that scale, the control included: last epoch, best on test, "
@@ -139,7 +139,7 @@ page.table(
 # %% [markdown]
 # ### At the small scale, five seeds
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.table(
     report.summary(ours),
     "Test accuracy in percent, mean ± half the 95 % t-interval",
@@ -160,7 +160,7 @@ figures.show(
 # cross-entropy the paper's table shows *no* gain on the tail, so that is the claim tested
 # there: a gain of 3 points or more must be rejected.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 spots = [
     gains.order(ours, printed, group) for group in ("overall", "tail")
 ]
@@ -190,7 +190,7 @@ page.judged(sam, "SAM minus its base, in points")
 # the luck of rounding, so pairing by seed removes little. The second set is a replicate
 # of the main result: {glue:text}`again` points of tail accuracy from SAM with CE+DRW.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 pairs = report.replicates(gather.every(page, "lite", report.made_twice))
 noise = report.rerun_noise(pairs)
 page.value("twice", len(pairs))
@@ -209,7 +209,7 @@ if len(pairs):
 # %% [markdown]
 # ## Where and when the difference arises
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 pair = ["CE+DRW", "CE+DRW+SAM"]
 figures.show(
     figures.class_accuracy(report.per_class(runs), pair),
@@ -234,7 +234,7 @@ figures.show(
 # CE+DRW is also run with a larger weight decay, with and without SAM. *Differs* has no
 # direction; the sign tells which is ahead.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     figures.effects(control),
     "The control, with 95 % t-intervals paired by seed. First rows: SGD with "

@@ -15,7 +15,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from saddlebook import figures
 from saddlebook.book import Page, gather
 from saddlebook.book import panel as live
@@ -23,7 +23,7 @@ from saddlebook.figures import sweeps
 from saddlebook.findings import claims, hypotheses, report
 from saddlebook.train import engine
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page = Page("ch08_rho", vars())
 found = gather.gather(page, "rho_ablation", "curvature")
 records = found["rho_ablation"]
@@ -95,7 +95,7 @@ panel
 # %%
 sweeps.explorer(records, printed, page.scale)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 groups = sweeps.by_group(sweeps.runs(records))
 names = ("ρ", "test accuracy (%)")
 left, right = figures.panels(2)
@@ -111,7 +111,7 @@ figures.show(
     "one run.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.table(
     sweeps.radii(records, printed, page.scale),
     "Test accuracy after the last epoch in percent, mean ± half the 95 % "
@@ -130,7 +130,7 @@ page.table(
 # largest eigenvalue of the tail's loss must fall. And if saddles were the matter, the
 # smallest eigenvalue would move towards zero.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 spectra = sweeps.tail_spectra(found["curvature"])
 spectra = spectra[spectra["weight_decay"] == 2e-4]
 ends = spectra.melt("rho", ["lambda_min", "lambda_max"], "which")
@@ -150,7 +150,7 @@ figures.show(
 # %% [markdown]
 # ## Verdict
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.judged(
     judged,
     "Hypothesis (i), its three parts in points; 95 % t-intervals over seeds",

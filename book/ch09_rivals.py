@@ -15,7 +15,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import numpy as np
 import pandas as pd
 from saddlebook import figures
@@ -25,7 +25,7 @@ from saddlebook.findings import claims, gains, hypotheses, report
 from saddlebook.theory import landscapes
 from saddlebook.train import engine
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page = Page("ch09_rivals", vars())
 found = gather.gather(
     page, "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing",
@@ -98,7 +98,7 @@ page.table(table, "Steps until half have left; inf: more than 1,000")
 #
 # **Varied:** the optimizer and the seed. **Held:** everything else.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.table(
     compared, "Test accuracy in percent, mean ± half the 95 % t-interval"
 )
@@ -119,7 +119,7 @@ figures.show(
 # group re-ran the same code and tuned weight decay, without SAM; its numbers stand
 # here beside the paper's with SAM. The tuned values were not published.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.table(
     rivals.reruns(report.paper("reruns"), report.paper("table1")),
     "Overall test accuracy in percent, as either group printed it, IF 100",
@@ -132,7 +132,7 @@ page.table(
 # the best value is the largest tried, the grid ends too early; two more values are
 # registered as hypothesis (vi).
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table, row = sweeps.runs(found["weight_decay"]), figures.panels(2)
 for ax, group in zip(row, ("overall", "tail"), strict=True):
     names = ("weight decay", "test accuracy (%)")
@@ -160,7 +160,7 @@ figures.show(
 # it acts while the tail is being fitted. And the released code updates batch-norm
 # statistics in both passes, one of them at weights that no one will use.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 runs = [r for n in ("sam_timing", "bn_statistics") for r in found[n]]
 runs += [r for r in found["optimizers"] if r.experiment.noise == 0]
 table = sweeps.by_group(sweeps.runs(runs), ("overall", "tail"))
@@ -180,7 +180,7 @@ figures.show(
 # with uncommitted changes. A missing run gives no verdict, and still counts in the
 # correction.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.judged(
     five,
     "Every part in points, 95 % t-intervals over seeds paired by seed",

@@ -17,7 +17,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from saddlebook import figures, studies
 from saddlebook.book import Page, gather
 from saddlebook.figures import sweeps
@@ -25,7 +25,7 @@ from saddlebook.findings import claims, contrasts, hypotheses, report
 
 page = Page("ch10_what_explains_the_gain", vars())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 judged = gather.verdicts(page, hypotheses.one_curve())
 found = gather.gather(
     page, "weight_decay", "optimizers", "sam_timing", "rho_ablation"
@@ -57,7 +57,7 @@ page.claim(
 # On the seeds of the other chapters, after they had been looked at. So this figure is
 # where the idea comes from, and no evidence for it.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table = sweeps.runs(seen)
 names = (
     "training loss of the tail (nats)",
@@ -76,7 +76,7 @@ figures.show(
 # seeds): {glue:text}`after_the_fact`. Large radii of SAM fall far below it: there the
 # network no longer fits the rest of the data either.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 away = contrasts.distances(studies.one_curve(seeds=(0,)), studies.SEEDS)
 told = [f"{part.name} {claims.measured(part, seen)}" for part in away]
 page.value("after_the_fact", "; ".join(told))
@@ -89,7 +89,7 @@ page.value("after_the_fact", "; ".join(told))
 # seed. (a2): SAM only after re-weighting starts lies above it. (a3): SAM only before lies
 # below it.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.judged(
     judged,
     "Distance to the line of SGD's weight decays, points, 95 % t-intervals",

@@ -16,7 +16,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import saddlebook as sb
 from saddlebook import figures
 from saddlebook.book import Page, gather
@@ -29,7 +29,7 @@ from saddlebook.theory import oddities
 
 page = Page("ch11_as_published", vars())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 runs = gather.dynamics(page)
 others = gather.gather(page, "table1", "bn_statistics")
 table = curvature.spectra(runs)
@@ -82,14 +82,14 @@ page.source(published.released)
 # **Varied:** images fixed or redrawn, β after or before; same weights, same start.
 # **Held:** everything else.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     curvature_figures.causes(curvature.causes(wide)),
     "The paper's own setting, one run: |λmin/λmax| after the last epoch, CE+DRW "
     "with SGD. Top left: the corrected measurement; bottom right: as published.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 cells = curvature.causes(table)
 figures.show(
     curvature_figures.causes(cells),
@@ -97,7 +97,7 @@ figures.show(
     f"runs. Top left: the corrected measurement; bottom right: as published. {setting}.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rare = curvature.pick(
     table,
     label=[5, -2, -1],
@@ -124,7 +124,7 @@ page.table(
 # {glue:text}`again`; mean $|\alpha|$ over mean $\beta$, small where the matrix kept
 # changing, is {glue:text}`share` there and {glue:text}`share_fixed` on fixed images.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 released = curvature.pick(last, mode="as_published")
 fixed = curvature.pick(last, mode="clean")
 page.value("steps", curvature_tables.spread(fixed, "steps"))
@@ -138,7 +138,7 @@ page.value("share_fixed", curvature_tables.spread(fixed, "diagonal_share"))
 # The largest class cut to the size of the rarest (three draws) is no tail class: the
 # network knows it well. And a rare class has many held-out images that it never saw.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     curvature_figures.controls(curvature.controls(wide, "CE+DRW")),
     "The paper's own setting, SGD, last epoch: 100 images of the largest class, "
@@ -164,7 +164,7 @@ page.value("causes", claims.counts(judged))
 # The released scripts test after every epoch and keep the best. That is choosing on the
 # test set; the gap says what it adds.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.table(
     report.summary(report.by_method(others["table1"]))
     if others["table1"]
@@ -180,7 +180,7 @@ page.table(
 # and ones in the second, the statistics settle at {glue:text}`second`: more than half
 # belongs to the perturbed weights. Whether that matters:
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 sam = [r for r in others["table1"] if r.experiment.method == "CE+DRW+SAM"]
 both = sam + others["bn_statistics"]
 page.table(

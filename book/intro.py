@@ -17,7 +17,7 @@ seeds = ""
 precision = ""
 workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import pandas as pd
 from saddlebook import figures
 from saddlebook.book import Page, gather
@@ -31,7 +31,7 @@ from saddlebook.findings import (
 
 page = Page("intro", vars())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 records = page.records("table1", "control")
 setting = report.setting(records)
 judged = gather.verdicts(page, gains.main_table())
@@ -64,10 +64,10 @@ page.verdict(
     claims.counts(judged), f"of {len(judged)} comparisons. {setting}"
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 page.judged(judged, f"Differences in points, 95 % t-intervals. {setting}")
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 figures.show(
     figures.effects(judged),
     "The same differences: small points are pairs of runs with one seed, "
@@ -82,7 +82,7 @@ figures.show(
 # with the *images fixed*. {doc}`ch05_spectra` has the spectra, and
 # {doc}`ch11_as_published` takes the published measurement apart.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 bends = gather.verdicts(page, spectra_claims.curvature())
 page.judged(
     bends,
@@ -104,7 +104,7 @@ page.value("bends", claims.counts(bends))
 # {doc}`ch08_rho` and {doc}`ch09_rivals` have the runs,
 # {doc}`ch10_what_explains_the_gain` what comes next.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 asked = gather.verdicts(page, hypotheses.five())
 quoted = judged[judged["claim"] == "ii"]
 five = pd.concat([quoted, asked]).sort_values("claim")
@@ -117,7 +117,7 @@ page.judged(five, "Every part in points, 95 % t-intervals over seeds")
 # {doc}`ch07_table` has the small scale beside it, {doc}`notation` what the words mean,
 # {doc}`deviations` what we changed.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 wide = report.once(gather.every(page, "full")) or records
 cells = report.cells(
     report.by_method(wide), report.paper("table1", "cifar10")
@@ -141,7 +141,7 @@ page.table(
 # the slogan "SAM helps the tail" is, on the paper's own numbers, "SAM helps the tail
 # *of re-weighted training*", and that is what we test.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 own = gains.printed_effects(report.paper("table1"))
 own["tested"] = [
     f"{d:+.1f} (p = {p:.2g})"
