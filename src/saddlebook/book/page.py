@@ -232,9 +232,9 @@ class Page:
         """
         rows = {f"The paper ({where})": paper, "Here": ours, "Cost": cost}
         rows = {name: text for name, text in rows.items() if text}
-        badge = f"<dt>Verdict</dt><dd>{badge(verdict)}</dd>" if verdict else ""
+        word = f"<dt>Verdict</dt><dd>{badge(verdict)}</dd>" if verdict else ""
         _show(
-            f'<div class="sb-claim"><dl>{_pairs(rows)}{badge}</dl></div>', _lines(rows)
+            f'<div class="sb-claim"><dl>{_pairs(rows)}{word}</dl></div>', _lines(rows)
         )
 
     def verdict(self, verdict: Any, text: str) -> None:

@@ -18,9 +18,13 @@ _MOST_COLUMNS = 6  # of a table, in a window of 1280 px
 
 
 def fitting(frame: Any) -> tuple[Any, int]:
-    """The columns that fit a window, and how many there are if these are not all."""
+    """The columns that fit a window, a few rows turned, and how many there are if these are not all."""
     names = frame.index.nlevels if frame.index.names != [None] else 1
     room = _MOST_COLUMNS - names
+    if len(frame.columns) > room and len(frame) < _MOST_COLUMNS and names == 1:
+        turned = frame.T
+        turned.columns = [str(name) for name in turned.columns]
+        return turned, 0
     if len(frame.columns) <= room:
         return frame, 0
     return frame.iloc[:, :room], names + len(frame.columns)
@@ -76,6 +80,7 @@ def _cell(value: Any) -> str:
 
 
 def badge(verdict: Any) -> str:
+    """A verdict as a word in a frame, with its reason."""
     word, reason = word_of(verdict), str(getattr(verdict, "reason", ""))
     kind = word if word in WORDS else "none"
     label = html.escape(typeset(f"{word} · {reason}" if reason else word))
@@ -83,4 +88,5 @@ def badge(verdict: Any) -> str:
 
 
 def word_of(verdict: Any) -> str:
+    """The word of a ``Verdict``, or the words given instead of one."""
     return str(getattr(verdict, "word", verdict))

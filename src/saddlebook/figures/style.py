@@ -224,7 +224,8 @@ def show(axes: Axes, caption: str) -> None:
     text = f"<figcaption>{html.escape(typeset(caption))}</figcaption>{more}"
     display(
         {
-            "text/html": f'<figure class="sb-figure">{body}{text}</figure>',
+            "text/html": f'<figure class="sb-figure"><div class="sb-picture">{body}</div>'
+            f"{text}</figure>",
             "text/plain": f"{caption}\n{told}",
         },
         raw=True,

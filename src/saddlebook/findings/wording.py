@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_POWER = re.compile(r"(?<![\w.])([-+−]?\d+(?:\.\d+)?)e([-+]?\d+)(?!\w)")
+_POWER = re.compile(r"(?<![\w.])([-+−]?\d+(?:\.\d+)?)e([-+]?\d+)(?![\w-])")
 _ZERO = re.compile(r"(?<![\w.])[-−+](0(?:\.0+)?)(?![\w.])")
 _HYPHEN = re.compile(r"(?<![\w.)\]-])-(?=\.?\d)")
 
