@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from saddlebook import __version__, runner, studies, workers
+from saddlebook import __version__, data, runner, studies, workers
 from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command import spectra
 from saddlebook.errors import (
@@ -129,6 +129,11 @@ def _add_study(command: Any, optional: bool = False) -> None:
     command.add_argument("study", nargs=count, help=", ".join(studies.STUDIES))
     command.add_argument("--scale", default="full", help=", ".join(SCALES))
     command.add_argument("--results", default="results")
+    command.add_argument(
+        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
+        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
+    )  # fmt: skip
+    command.add_argument("--dataset", default="", help="folder:NAME, your own images")
     command.add_argument("--seeds", help="such as 0,1,2; default: all of the study's")
 
 
@@ -139,7 +144,11 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
     )
     seeds = chosen_seeds(options.seeds) or None
     names = [options.study] if options.study else list(studies.STUDIES)
-    chosen = [e for name in names for e in studies.named(name, options.scale, seeds)]
+    of = (options.scale, seeds, options.dataset)
+    chosen = [e for name in names for e in studies.named(name, *of)]
+    if options.dataset:
+        images = data.load(options.dataset, options.data)
+        chosen = [data.counted(e, images) for e in chosen]
     if only := getattr(options, "only", None):
         known = dict.fromkeys(e.method for e in chosen)
         wanted = [one_of("method", name.strip(), known) for name in only.split(",")]

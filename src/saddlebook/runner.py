@@ -62,7 +62,8 @@ def run(
 
     Args:
         experiment: What to run.
-        data_root: Where CIFAR lies; None is the user's cache folder.
+        data_root: Where CIFAR, or the folder of your own images, lies; None is the
+            user's cache folder.
         device: Torch device.
         work: Folder for checkpoints.
         results: Folder of stores (``<results>/<scale>``) to read from and write to, or
@@ -119,6 +120,7 @@ def run_all(
     size = group or (1 if device == "cpu" else SIDE_BY_SIDE)
     folder = None if results is None else Path(results)
     job = _Job(data_root, dataset, device, Path(work), folder, watcher, note)
+    experiments = [job.counted(experiment) for experiment in experiments]
     for together in alike(list(dict.fromkeys(experiments)), size):
         job.run(together)
     if job.troubles:
@@ -168,6 +170,12 @@ class _Job:
             mine = [e for e in mine if not self._found(e)]
             if mine:
                 self._train(mine)
+
+    def counted(self, experiment: Experiment) -> Experiment:
+        """The experiment with what only its images tell."""
+        if not experiment.is_own or experiment.images_digest:
+            return experiment
+        return data.counted(experiment, self._images(experiment.dataset))
 
     def _store(self, experiment: Experiment) -> Store | None:
         return None if self.results is None else Store(self.results / experiment.scale)
@@ -239,7 +247,9 @@ class _Job:
             spectra = measure.spectra(
                 experiment, dataset, outcome.weights, self.device, **told
             )
-        record = assemble(experiment, outcome, spectra, origin.after(outcome.seconds))
+        origin = origin.after(outcome.seconds)
+        names = dataset.class_names if experiment.is_own else None
+        record = assemble(experiment, outcome, spectra, origin, names)
         if store := self._store(experiment):
             store.add(record)
         self.done[experiment] = record
@@ -250,19 +260,21 @@ def assemble(
     outcome: Outcome,
     spectra: Sequence[dict[str, Any]],
     provenance: Provenance,
+    class_names: Sequence[str] | None = None,
 ) -> Record:
     """Bring an outcome into a record's form."""
     history = outcome.history
     best = max(history, key=lambda row: sum(row["per_class"]))
     return Record(
         experiment=experiment,
-        curves=_curves(history, experiment),
+        curves=_curves(history, data.groups(experiment, outcome.class_counts)),
         per_class={
             "class_counts": list(outcome.class_counts),
             "last_accuracy": history[-1]["per_class"],
             "best_accuracy": best["per_class"],
             "train_loss": outcome.train_loss,
-        },
+        }
+        | ({"class_names": list(class_names)} if class_names else {}),
         best_epoch=best["epoch"],
         spectra=tuple(spectra),
         timing={
@@ -277,7 +289,7 @@ def assemble(
 
 
 def _curves(
-    history: Sequence[dict[str, Any]], experiment: Experiment
+    history: Sequence[dict[str, Any]], groups: dict[str, Sequence[int]]
 ) -> dict[str, list[Any]]:
     """All tested epochs; the record thins them."""
     curves: dict[str, list[Any]] = {
@@ -285,13 +297,13 @@ def _curves(
         for name in ("epoch", "train_loss", "lr", "per_class")
     }
     curves["accuracy"] = [_mean(row["per_class"]) for row in history]
-    for name, group in data.class_groups(experiment.num_classes).items():
+    for name, group in groups.items():
         curves[name] = [_mean([row["per_class"][c] for c in group]) for row in history]
     return curves
 
 
 def _mean(values: Sequence[float]) -> float:
-    # the test sets are balanced, so the mean over classes is the accuracy
+    # the mean over classes: of a balanced test set, the accuracy
     return sum(values) / len(values)
 
 

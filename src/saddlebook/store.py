@@ -203,7 +203,8 @@ def _read(path: Path, wanted: Experiment | None = None) -> Record:
 def _mixed_data(records: Sequence[Record]) -> list[str]:
     digests: dict[str, dict[str, str]] = {}
     for record in records:
-        known = digests.setdefault(record.experiment.dataset, {})
+        exp = record.experiment  # own images may change: their digest is in the key
+        known = digests.setdefault(exp.dataset + exp.images_digest, {})
         known.setdefault(record.provenance["data_digest"], record.experiment.slug)
     return [
         f"records of {name} come from different images: {', '.join(known.values())}"

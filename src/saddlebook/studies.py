@@ -257,15 +257,29 @@ STUDIES: dict[str, Callable[..., list[Experiment]]] = {
 
 
 def named(
-    name: str, scale: str = "full", seeds: Sequence[int] | None = None
+    name: str,
+    scale: str = "full",
+    seeds: Sequence[int] | None = None,
+    dataset: str = "",
 ) -> list[Experiment]:
     """Experiments of the study ``name`` at ``scale``, without repeats.
+
+    Args:
+        name: Of ``STUDIES``.
+        scale: ``full``, ``lite`` or ``quick``.
+        seeds: Instead of the study's.
+        dataset: ``folder:NAME`` puts the study on your own images, with their counts as
+            they are; the radii are the study's.
 
     Raises:
         UsageError: Unknown study or scale, with the nearest name.
     """
     study = STUDIES[one_of("study", name, STUDIES)]
     full = study(seeds=seeds) if seeds is not None else study()
+    if dataset:
+        as_is: dict[str, Any] = {"imbalance": "as_is", "max_count": None}
+        as_is["imbalance_factor"] = Experiment.imbalance_factor
+        full = [replace(e, dataset=dataset, **as_is) for e in full]
     return list(dict.fromkeys(at_scale(e, scale) for e in full))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from saddlebook.curvature import certify, published
 from saddlebook.curvature.lanczos import Probe, certificate, distilled
 from saddlebook.curvature.modes import MODES, Mode, inputs
-from saddlebook.curvature.problem import Loss, Problem
+from saddlebook.curvature.problem import Loss, Problem, bare
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.recurrence import Progress, State, advance, check
 from saddlebook.curvature.resnet import best_product
@@ -57,6 +57,7 @@ def spectrum(
     rtol: float | None = None,
     batch_norm: str = "running",
     precision: str = "full",
+    output: int | str | None = None,
     progress: Progress | None = None,
 ) -> Spectrum:
     """Spectrum of the Hessian of the mean loss over ``images``.
@@ -68,29 +69,33 @@ def spectrum(
         model: Any module that maps images to logits.
         loss: ``loss(logits, targets)``, a mean over examples.
         images: What the model takes, normalised and fixed. [N, ...]
-        labels: [N], int64.
-        steps: Most Lanczos steps, at most n.
+        labels: Class numbers [N]; or soft labels [N, C], or of pixels [N, H, W], if the
+            loss takes them.
+        steps: Most Lanczos steps; n are enough.
         probes: P random starts.
         seed: Of the starts, which are the same on every device.
-        batch_size: Images of a chunk; None takes 50.
+        batch_size: Images of a chunk; None takes 50. All are one chunk where images or
+            their losses depend on each other, so that it changes no result.
         rtol: Stop a probe when both ends have this estimated relative accuracy.
         batch_norm: ``running`` statistics (as published), or ``batch``: those of all
             images together, in one chunk.
         precision: ``full``, or ``bf16``: products with bfloat16 convolutions, ends
             certified in full precision (saddlebook's ResNets only).
+        output: Which of several outputs are the logits: number, key or attribute.
         progress: Called with (steps done, most steps to do).
 
     Raises:
         UsageError: Something does not fit; NumericalError: something is not finite;
         VerifyError: the operator changes from call to call.
     """
-    problem = Problem(model, loss, images, labels, batch_size, batch_norm)
+    problem = Problem(model, loss, images, labels, batch_size, batch_norm, output)
     return solve(
         problem, steps, probes=probes, seed=seed, rtol=rtol, precision=precision,
         progress=progress,
     ).spectrum  # fmt: skip
 
 
+@torch.inference_mode(False)
 def solve(
     problem: Problem,
     steps: int = 100,
@@ -117,7 +122,9 @@ def solve(
     """
     one_of("precision", precision, PRECISIONS)
     inner = PRECISIONS[precision]
+    problem = problem._replace(model=bare(problem.model))
     product = best_product(problem, certify.precision(problem.model), inner)
+    steps = min(steps, product.size)
     check(product.size, steps, probes)
     certify.check_fixed(product)
     done: list[Probe] = []
@@ -136,12 +143,13 @@ def solve(
     return Solved(found, product, state)
 
 
+@torch.inference_mode(False)
 def class_spectra(
     model: nn.Module,
     loss: Loss,
     images: Tensor,
     labels: Tensor,
-    classes: Iterable[int] | None = None,
+    classes: Iterable[int] | int | None = None,
     **settings: Any,
 ) -> dict[int, Spectrum]:
     """``spectrum`` of each class's loss over that class's images.
@@ -150,19 +158,29 @@ def class_spectra(
         model: As in ``spectrum``.
         loss: The same.
         images: [N, ...]
-        labels: [N]
+        labels: [N], tensor or array.
         classes: Class numbers; None takes all that have images.
         **settings: Passed to ``spectrum``.
 
     Raises:
         UsageError: A class that is no class number or has no images.
     """
-    wanted = labels.unique().tolist() if classes is None else list(classes)
+    labels = torch.as_tensor(labels)
+    if labels.ndim != 1 or not len(labels):
+        raise UsageError(f"labels {list(labels.shape)}: give a class number per image")
+    wanted = _numbers(labels.unique() if classes is None else classes)
     members = {number: _members(labels, number) for number in wanted}
     return {
         number: spectrum(model, loss, images[rows], labels[rows], **settings)
         for number, rows in members.items()
     }
+
+
+def _numbers(classes: Any) -> list[Any]:
+    """Class numbers from one, a list, an array or a tensor."""
+    found = classes.tolist() if hasattr(classes, "tolist") else classes
+    items = found if isinstance(found, Iterable) else [found]
+    return [item.item() if hasattr(item, "item") else item for item in items]
 
 
 def measure(

@@ -55,6 +55,7 @@ class Spectrum:
             extreme Ritz vectors.
         vector_min: Unit Ritz vector of ``lambda_min``. [n]
         vector_max: Unit Ritz vector of ``lambda_max``. [n]
+        rounding: Error of one product that no residual sees; inside both bounds.
     """
 
     size: int
@@ -72,6 +73,7 @@ class Spectrum:
     symmetry: float
     vector_min: Tensor = field(repr=False)
     vector_max: Tensor = field(repr=False)
+    rounding: float = 0.0
 
     @property
     def steps(self) -> int:

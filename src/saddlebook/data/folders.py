@@ -162,7 +162,7 @@ def _from_folders(
 
     def read(class_: int, rows: Tensor) -> Tensor:
         chosen = [files[class_][row] for row in rows.tolist()]
-        pixels = [_pixels(path, image_size) for path in chosen]
+        pixels = [read_image(path, image_size) for path in chosen]
         shapes = {image.shape[1:] for image in pixels}
         if len(shapes) > 1:
             raise UsageError(
@@ -175,7 +175,7 @@ def _from_folders(
     return Images(name, tuple(classes), sizes, sizes, digest, read)
 
 
-def _pixels(path: Path, size: int | None) -> Tensor:
+def read_image(path: Path, size: int | None) -> Tensor:
     """One image as RGB, its centre square at ``size`` pixels. uint8 [3, H, W]"""
     from PIL import Image, ImageOps
 

@@ -59,10 +59,12 @@ class Source:
     Attributes:
         fingerprint: Changes when a file is replaced (places, sizes, times of change).
         read: Returns the training and the test split.
+        class_names: One name per class, in label order.
     """
 
     fingerprint: str
     read: Callable[[], Splits]
+    class_names: tuple[str, ...] = ()
 
 
 def digits() -> Splits:
@@ -103,7 +105,8 @@ def find(name: str, root: Path, download: bool = False) -> Source:
             "folder that has it: data_root= (data.load: root=) in Python; on the "
             "command line, which alone reads SADDLEBOOK_DATA, --data"
         )
-    return Source(source.fingerprint, lambda: _checked(name, source.read()))
+    names = CLASS_NAMES[name]
+    return Source(source.fingerprint, lambda: _checked(name, source.read()), names)
 
 
 def _search(name: str, root: Path, whole: bool = False) -> Source | None:
@@ -121,16 +124,17 @@ def _released(name: str, folder: Path, whole: bool) -> Source | None:
         archive, unpacked = folder / release.archive, folder / release.folder
         sized = archive.is_file() and archive.stat().st_size == release.size
         if sized or (archive.is_file() and not whole):
-            return Source(_fingerprint([archive]), partial(release.read, name, archive))
+            return Source(fingerprint([archive]), partial(release.read, name, archive))
         if unpacked.is_dir():
             files = [unpacked / file for file in release.files]
             if absent := [path.name for path in files if not path.is_file()]:
                 raise DataError(f"{unpacked} lacks {', '.join(absent)}")
-            return Source(_fingerprint(files), partial(release.read, name, unpacked))
+            return Source(fingerprint(files), partial(release.read, name, unpacked))
     return None
 
 
-def _fingerprint(paths: list[Path]) -> str:
+def fingerprint(paths: list[Path]) -> str:
+    """16 hex digits of the places, sizes and times of change of files."""
     facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     return sha256(repr(facts).encode()).hexdigest()[:16]
 
@@ -143,7 +147,7 @@ def _parquet(name: str, folder: Path, whole: bool) -> Source | None:
         )
         if train and test:
             read = partial(_parquet_splits, name, train, test)
-            return Source(_fingerprint([*train, *test]), read)
+            return Source(fingerprint([*train, *test]), read)
     return None
 
 
@@ -224,7 +228,7 @@ def _class_folders(name: str, folder: Path, whole: bool) -> Source | None:
         return None
     listed = [_listed(name, split) for split in (train, test)]
     paths = [path for split in listed for path, _ in split]
-    return Source(_fingerprint(paths), lambda: (_images(listed[0]), _images(listed[1])))
+    return Source(fingerprint(paths), lambda: (_images(listed[0]), _images(listed[1])))
 
 
 def _listed(name: str, split: Path) -> list[tuple[Path, int]]:

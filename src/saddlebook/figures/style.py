@@ -131,15 +131,15 @@ def standalone(figure: Figure) -> bytes:
 
 def narrow(figure: Figure) -> str:
     """Inline SVG for a phone: panels one below the other; the figure is left so."""
-    drawn = [ax for ax in figure.axes if ax.get_subplotspec()]
-    rows = max((ax.get_gridspec().nrows for ax in drawn), default=1)  # type: ignore[union-attr]
-    high = figure.get_figheight() / rows
-    if len(drawn) > 1:
-        grid = GridSpec(len(drawn), 1, figure=figure)
-        for place, ax in enumerate(drawn):
-            ax.set_subplotspec(grid[place])
+    drawn = {ax: spec for ax in figure.axes if (spec := ax.get_subplotspec())}
+    places = list(dict.fromkeys(drawn.values()))  # axes may share one
+    high = figure.get_figheight()
+    if len(places) > 1:
+        high = min(high / places[0].get_gridspec().nrows, _ROW) * len(places)
+        grid = GridSpec(len(places), 1, figure=figure)
+        for ax, spec in drawn.items():
+            ax.set_subplotspec(grid[places.index(spec)])
             ax.tick_params(labelleft=True, labelbottom=True)
-        high = min(high, _ROW) * len(drawn)
     for ax in drawn:
         _break_names(ax)
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
@@ -219,13 +219,13 @@ def show(axes: Axes, caption: str) -> None:
     figure = axes.figure
     assert isinstance(figure, Figure)
     told, more = describe(figure), _more(figure)
-    body = f'<div class="sb-wide">{slim(inline(figure))}</div>'
-    body += f'<div class="sb-narrow">{slim(narrow(figure))}</div>'
+    wide = f'<div class="sb-wide">{slim(inline(figure))}</div>'
+    phone = f'<div class="sb-narrow">{slim(narrow(figure))}</div>'
+    body = f'<div class="sb-picture">{wide}{phone}</div>'
     text = f"<figcaption>{html.escape(typeset(caption))}</figcaption>{more}"
     display(
         {
-            "text/html": f'<figure class="sb-figure"><div class="sb-picture">{body}</div>'
-            f"{text}</figure>",
+            "text/html": f'<figure class="sb-figure">{body}{text}</figure>',
             "text/plain": f"{caption}\n{told}",
         },
         raw=True,

@@ -59,7 +59,7 @@ def tail_spectra(records: Iterable[Record], mode: str = "clean") -> pd.DataFrame
     rows = []
     for record in records:
         last = record.experiment.epochs
-        rarest = record.experiment.num_classes - 1
+        rarest = record.groups["tail"][-1]
         for item in record.spectra:
             if (item["class"], item["epoch"], item["mode"]) == (rarest, last, mode):
                 rows.append(_row(record) | {name: item[name] for name in _SPECTRUM})

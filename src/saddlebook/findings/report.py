@@ -10,7 +10,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +64,8 @@ def setting(records: Sequence[Record]) -> str:
     """What all records share, for captions: data, network, length, seeds, scale."""
     exps = [record.experiment for record in records]
     images = _distinct(
-        f"{_NAMES[e.dataset]} (IF {e.imbalance_factor:g}, {e.largest_class} to "
-        f"{min(record.per_class['class_counts'])} images a class, {e.image_size} px)"
+        f"{_NAMES.get(e.dataset, e.dataset)} ({_counts(record)} images a class, "
+        f"{e.image_size} px)"
         for e, record in zip(exps, records, strict=True)
     )
     network = _distinct(f"{e.model}, width {e.width}" for e in exps)
@@ -73,6 +73,12 @@ def setting(records: Sequence[Record]) -> str:
     seeds = ", ".join(str(seed) for seed in sorted({e.seed for e in exps}))
     scale = _distinct(e.scale for e in exps)
     return f"{images}; {network}; {epochs}; seeds {seeds}; scale {scale}"
+
+
+def _counts(record: Record) -> str:
+    exp, counts = record.experiment, record.per_class["class_counts"]
+    how = "as is" if exp.imbalance == "as_is" else f"IF {exp.imbalance_factor:g}"
+    return f"{how}, {max(counts)} to {min(counts)}"
 
 
 def cost(records: Sequence[Record]) -> str:
@@ -334,11 +340,16 @@ def headline(judged: pd.DataFrame) -> str:
     return f"{counts} of {len(words)}"
 
 
-def classes(class_counts: Sequence[int], names: Sequence[str]) -> pd.DataFrame:
-    """One row a class: ``name count group``."""
-    groups = data.class_groups(len(class_counts))
-    of = [name for name, group in groups.items() for _ in group]
-    return pd.DataFrame({"name": names, "count": class_counts, "group": of})
+def classes(
+    class_counts: Sequence[int],
+    names: Sequence[str],
+    groups: Mapping[str, Sequence[int]] | None = None,
+) -> pd.DataFrame:
+    """One row a class: ``name count group``; groups by index unless given."""
+    groups = groups or data.class_groups(len(class_counts))
+    of = {label: name for name, group in groups.items() for label in group}
+    found = pd.DataFrame({"name": names, "count": class_counts})
+    return found.assign(group=found.index.map(of))
 
 
 def per_class(records: Iterable[Record]) -> pd.DataFrame:
@@ -349,7 +360,8 @@ def per_class(records: Iterable[Record]) -> pd.DataFrame:
     parts = []
     for record in records:
         exp, found = record.experiment, record.per_class
-        table = classes(found["class_counts"], sources.CLASS_NAMES[exp.dataset])
+        names = found.get("class_names") or sources.CLASS_NAMES[exp.dataset]
+        table = classes(found["class_counts"], names, record.groups)
         table.insert(0, "label", range(exp.num_classes))
         table.insert(0, "seed", exp.seed)
         table.insert(0, "method", exp.method)

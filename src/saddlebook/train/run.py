@@ -216,7 +216,8 @@ def _check_same(
     found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path
 ) -> None:
     """Refuse to continue another experiment or on other images."""
-    ours, theirs = wanted["experiment"], found["experiment"]
+    # a field younger than the checkpoint was at its default
+    ours, theirs = wanted["experiment"], Experiment().to_dict() | found["experiment"]
     differing = [k for k in ours if ours[k] != theirs.get(k)]
     if found["digest"] != wanted["digest"]:
         differing.append("dataset digest")
