@@ -31,11 +31,11 @@ def plan(experiment: Experiment) -> list[dict[str, Any]]:
     """What is measured at ``experiment.spectra_at``, in order.
 
     Of a single epoch, and of own images: clean spectra of every class. Of several, as
-    in the dynamics figure: at every epoch, clean and as released, the rare half of the classes (all but
-    one); clean, the third class, and the first one at the ends and the switch. At the
-    last epoch also: clean spectra of all classes, the first and third as released, and
-    for a few classes the 2×2 table of causes, frozen augmentations, batch statistics,
-    held-out images, and the largest class cut to the size of the rarest.
+    in the dynamics figure: at every epoch, clean and as released, the rare half of the
+    classes (all but one); clean, the third class, and the first one at the ends and the
+    switch. At the last epoch also: clean spectra of all classes, the first and third as
+    released, and for a few classes the 2×2 table of causes, frozen augmentations, batch
+    statistics, held-out images, and the largest class cut to the size of the rarest.
     """
     epochs = experiment.spectra_at
     if not epochs:
