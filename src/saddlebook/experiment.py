@@ -1,4 +1,4 @@
-"""What to run: one frozen, flat, validated description, its key, and its scales.
+"""Describes what to run: one frozen, validated dataclass, its key and its scales.
 
 Knows names and numbers only; nothing here trains or touches a file.
 """
@@ -16,6 +16,7 @@ from typing import Any
 from saddlebook.errors import UsageError, one_of
 
 SCALES = ("full", "lite", "quick")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
 _MILESTONES = (10, 50, 100, 160, 170, 190, 200)  # of the paper's dynamics figure
 # Name: (classes, images of the largest class before the cut, pixels)
 DATASETS = {
@@ -35,7 +36,7 @@ _CHOICES = {
     "optimizer": ("sgd", "sam", "pgd", "lpf"),
     "sam_epochs": ("all", "before", "after"),
     "sam_bn": ("both", "first"),
-    "precision": ("fp32", "tf32", "bf16", "fp64"),
+    "precision": PRECISIONS,
 }
 _AT_LEAST = {
     "imbalance_factor": 1, "width": 1, "epochs": 1, "batch_size": 2, "lpf_samples": 1,
@@ -301,16 +302,21 @@ def _typed(name: str, default: Any, value: Any) -> Any:
         if not math.isfinite(number):
             raise ValueError
         return _whole(value) if isinstance(default, int) else number
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         kinds = {float: "finite float", type(None): "int"}
         kind = kinds.get(type(default), type(default).__name__)
-        raise UsageError(f"{name} {value!r} must be a {kind}") from error
+        shown = "is beyond 64 bits:" if _is_huge(value) else repr(value)[:80]
+        raise UsageError(f"{name} {shown} must be a {kind}") from error
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool | str) or int(value) != value:
+    if isinstance(value, bool | str) or int(value) != value or _is_huge(value):
         raise ValueError
     return int(value)
+
+
+def _is_huge(value: Any) -> bool:
+    return isinstance(value, int) and value.bit_length() > 63
 
 
 # How the lite setting was chosen, and what else was tried: DESIGN.md

@@ -6,7 +6,7 @@ kept beside the weights, so a stopped measurement goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from saddlebook import models
 from saddlebook.curvature import hessian
-from saddlebook.data import Dataset, resize
+from saddlebook.curvature.modes import MODES
+from saddlebook.data import Dataset, padding, resize
 from saddlebook.disk import checkpoint
 from saddlebook.disk.files import dump_json, load_json, write_whole
 from saddlebook.disk.provenance import curvature_digest, is_current, numerics_digest
-from saddlebook.errors import Stopped
+from saddlebook.errors import CorruptError, Stopped, explained
 from saddlebook.experiment import Experiment
-from saddlebook.train.task import Task, build_replica, prepare
+from saddlebook.train.task import Task, objective, prepare
 
+Progress = Callable[[int, int, str], None]  # done, in all, what is under way
 _STEPS = 100  # as published; the corrected modes stop at the accuracy below
 _RTOL = 0.01
 
@@ -85,6 +87,7 @@ def spectra(
     weights: Mapping[int, Path],
     device: str = "cpu",
     halted: Callable[[], bool] = lambda: False,
+    progress: Progress = lambda done, total, what: None,
 ) -> list[dict[str, Any]]:
     """Measure everything in the plan.
 
@@ -93,10 +96,13 @@ def spectra(
         dataset: The run's data.
         weights: Files of exported weights, by epoch.
         device: Torch device.
-        halted: Asked between measurements.
+        halted: Asked after every Lanczos step.
+        progress: Called as often with the products of single images that are done, how
+            many there will be about (of what is not measured yet), and what is
+            measured.
 
     Raises:
-        Stopped: When ``halted``; what was measured is kept.
+        Stopped: When ``halted``; spectra that were finished are kept.
     """
     wanted = plan(experiment)
     if not wanted:
@@ -106,22 +112,58 @@ def spectra(
     wanted = [i | {"limit": _limit(experiment, task, i["cut"])} for i in wanted]
     origins = {epoch: _origin(path) for epoch, path in weights.items()}
     found = _kept(file, wanted, origins)
+    left = [item for item in wanted if _name(item) not in found]
     held_out = resize(dataset.test_images, experiment.image_size).to(device)
-    for item in wanted:
-        if _name(item) in found:
-            continue
-        if halted():
-            count = sum(_name(item) in found for item in wanted)
-            raise Stopped(
-                f"stopped measuring {experiment.slug} after {count} of "
-                f"{len(wanted)} spectra; the same command continues"
-            )
+    sizes = [_size(experiment, task, item) for item in left]
+    before = 0
+    for number, (item, size) in enumerate(zip(left, sizes, strict=True)):
+        told = f"{len(wanted) - len(left) + number} of {len(wanted)} spectra"
+        tick = _ticking(progress, halted, item, (before, size, sum(sizes)), told)
+        tick(0, _STEPS)
         model = load_model(experiment, weights[item["epoch"]], device)
-        result = _measured(experiment, task, held_out, model, item)
+        result = _measured(experiment, task, held_out, model, item, tick)
         found[_name(item)] = result | {"origin": origins[item["epoch"]]}
         write_whole(file, dump_json(list(found.values())))
+        before += size
     done = [found[_name(item)] for item in wanted]
     return [{k: v for k, v in item.items() if k != "origin"} for item in done]
+
+
+def _ticking(
+    progress: Progress,
+    halted: Callable[[], bool],
+    item: Mapping[str, Any],
+    work: tuple[int, int, int],
+    told: str,
+) -> Callable[[int, int], None]:
+    """What a recurrence calls after every step; ``work``: before, of this, of all."""
+    before, size, total = work
+
+    def tick(step: int, steps: int) -> None:
+        share = min(1.0, step / (steps * _share(item)))
+        progress(
+            before + round(share * size), total,
+            f"epoch {item['epoch']}, class {item['class']}, {item['mode']}",
+        )  # fmt: skip
+        if halted():
+            raise Stopped(f"stopped measuring after {told}; the same command continues")
+
+    return tick
+
+
+def _size(experiment: Experiment, task: Task, item: Mapping[str, Any]) -> int:
+    """Products of single images that a measurement takes, about."""
+    labels = task.test_labels if item["held_out"] else task.labels
+    count = int((labels == item["class"]).sum())
+    count = min(count, item["limit"] or count)
+    if MODES[item["of"]].images == "all":
+        count *= 2 * (2 * padding(experiment.image_size) + 1) ** 2
+    return round(count * _STEPS * _share(item))
+
+
+def _share(item: Mapping[str, Any]) -> float:
+    """Part of the steps that will be done; the released recurrence does all."""
+    return 1.0 if MODES[item["of"]].beta else 0.3
 
 
 def _origin(weights: Path) -> dict[str, str]:
@@ -142,14 +184,16 @@ def _kept(
     study are taken to be theirs, and noted, so that the next change of code counts.
     """
     found, limits = {}, {_name(i | {"limit": ""}): i["limit"] for i in wanted}
-    for item in load_json(file) if file.exists() else []:
-        if (now := origins.get(item["epoch"])) is None:
-            continue
-        item = {"limit": limits.get(_name(item | {"limit": ""})), "origin": now} | item
-        origin = item["origin"]
-        current = is_current(origin["numerics"], origin["curvature"])
-        if current and origin["weights"] == now["weights"]:
-            found[_name(item)] = item
+    with explained(f"{file} holds no spectra", "delete it and run again"):
+        for item in load_json(file) if file.exists() else []:
+            if (now := origins.get(item["epoch"])) is None:
+                continue
+            limit = limits.get(_name(item | {"limit": ""}))
+            item = {"limit": limit, "origin": now} | item
+            origin = item["origin"]
+            current = is_current(origin["numerics"], origin["curvature"])
+            if current and origin["weights"] == now["weights"]:
+                found[_name(item)] = item
     return found
 
 
@@ -163,6 +207,7 @@ def _measured(
     held_out: Tensor,
     model: nn.Module,
     item: Mapping[str, Any],
+    tick: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     images, labels = task.images, task.labels
     if item["held_out"]:
@@ -170,7 +215,7 @@ def _measured(
     last = item["epoch"] == experiment.spectra_at[-1]
     result = hessian.measure(
         model,
-        class_loss(experiment, task),
+        class_loss(experiment, task.class_counts),
         images,
         labels,
         item["of"],
@@ -181,6 +226,7 @@ def _measured(
         seed=item["seed"],
         limit=item["limit"],
         quadrature=last and item["mode"] in ("clean", "as_published"),
+        progress=tick,
     )
     return result | {"mode": item["mode"]}
 
@@ -191,20 +237,55 @@ def _limit(experiment: Experiment, task: Task, cut: int | None) -> int | None:
     return min(filter(None, (size, experiment.spectra_images)), default=None)
 
 
-def class_loss(experiment: Experiment, task: Task) -> Callable[..., Tensor]:
+def class_loss(
+    experiment: Experiment, class_counts: Sequence[int]
+) -> Callable[..., Tensor]:
     """The training loss without class weights, which cancel on a single class."""
-    objective = build_replica(experiment, task.class_counts).objective
+    whole = objective(experiment, class_counts)
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         weight = torch.ones(logits.shape[1], dtype=logits.dtype, device=logits.device)
-        return objective(logits, targets, weight)
+        return whole(logits, targets, weight)
 
     return loss
 
 
+def trained(meta: Mapping[str, Any], name: str) -> Experiment:
+    """The experiment that a checkpoint or export belongs to.
+
+    Raises:
+        CorruptError: It names none, or an epoch that the experiment has not.
+    """
+    with explained(f"{name} names no experiment: it is no export", "export it again"):
+        experiment = Experiment.from_dict(meta["experiment"]).training
+        if meta["epoch"] not in range(experiment.epochs + 1):
+            raise ValueError(f"epoch {meta['epoch']!r} of {experiment.epochs}")
+        return experiment
+
+
 def load_model(experiment: Experiment, path: Path, device: str = "cpu") -> nn.Module:
-    """The network with exported weights, in eval mode."""
-    _, tensors = checkpoint.load(path)
+    """The network with exported weights, in eval mode.
+
+    Raises:
+        CorruptError: The file is damaged, or of another experiment.
+    """
+    meta, tensors = checkpoint.load(path)
+    if trained(meta, str(path)) != experiment.training:
+        raise CorruptError(
+            f"{path} is of another experiment than {experiment.slug}; delete it and "
+            "run the same command again"
+        )
+    return network(experiment, tensors, str(path)).to(device)
+
+
+def network(
+    experiment: Experiment, tensors: Mapping[str, Tensor], name: str
+) -> nn.Module:
+    """The same from tensors.
+
+    Raises:
+        CorruptError: They are not those of the network; with ``name``.
+    """
     model = models.build(
         experiment.model,
         experiment.num_classes,
@@ -212,6 +293,11 @@ def load_model(experiment: Experiment, path: Path, device: str = "cpu") -> nn.Mo
         experiment.loss == "ldam",
         experiment.seed,
     )
-    # the step counters of batch norm are not exported: nothing reads them
-    model.load_state_dict({k: t.float() for k, t in tensors.items()}, strict=False)
-    return model.eval().to(device)
+    with explained(f"{name} does not fit {experiment.model}", "export it again"):
+        given = {key: tensor.float() for key, tensor in tensors.items()}
+        lacking, unknown = model.load_state_dict(given, strict=False)
+        # the step counters of batch norm are not exported: nothing reads them
+        lacking = [key for key in lacking if not key.endswith("num_batches_tracked")]
+        if lacking or unknown:
+            raise ValueError(f"it lacks {lacking[:1]} and holds {unknown[:1]}")
+    return model.eval()

@@ -1,4 +1,4 @@
-"""What one experiment gave: curves, results per class, spectra, timing, provenance.
+"""Holds what one experiment gave: curves, results per class, spectra, provenance.
 
 A record is one JSON file of at most 192 KiB, checked when made and when read, so that a
 number taken from it is the number that was measured.

@@ -1,4 +1,4 @@
-"""Experiments to Records: what is missing is trained, measured and stored.
+"""Makes records of experiments: trains, measures and stores what is missing.
 
 The only module that joins training, measuring and the store.
 """
@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -32,9 +33,18 @@ from saddlebook.train import ALIKE, Outcome, Watcher, train
 from saddlebook.train.graphs import arithmetic
 
 WORK = ".saddlebook"  # checkpoints and exported weights; not kept in git
-_SIDE_BY_SIDE = 12  # a group's checkpoints fit a transfer of 48 MiB
+SIDE_BY_SIDE = 12  # a group's checkpoints fit a transfer of 48 MiB
 # Runs of one shape cost the same and differ in tensors and numbers only
 _SHAPE = (*ALIKE, "model", "width", "optimizer", "epochs")
+
+
+class Follower(Watcher, Protocol):
+    """Who follows runs: told of every epoch and of the spectra, asked at every step."""
+
+    def measuring(
+        self, experiment: Experiment, done: float, total: float, what: str
+    ) -> None:
+        """Called as the spectra of a run are measured, ``done`` of ``total``."""
 
 
 def run(
@@ -44,7 +54,7 @@ def run(
     device: str = "cpu",
     work: str | Path = WORK,
     results: str | Path | None = None,
-    watcher: Watcher | None = None,
+    watcher: Follower | None = None,
 ) -> Record:
     """Train one experiment, measure it, return its Record.
 
@@ -80,7 +90,7 @@ def run_all(
     device: str = "cpu",
     work: str | Path = WORK,
     results: str | Path | None = None,
-    watcher: Watcher | None = None,
+    watcher: Follower | None = None,
     note: Callable[[str], None] = lambda line: None,
     group: int | None = None,
     dataset: data.Dataset | None = None,
@@ -107,7 +117,7 @@ def run_all(
         Records in the order of ``experiments``.
     """
     check_device(device)
-    size = group or (1 if device == "cpu" else _SIDE_BY_SIDE)
+    size = group or (1 if device == "cpu" else SIDE_BY_SIDE)
     folder = None if results is None else Path(results)
     job = _Job(data_root, dataset, device, Path(work), folder, watcher, note)
     experiments = [job.counted(experiment) for experiment in experiments]
@@ -115,7 +125,7 @@ def run_all(
         job.run(together)
     if job.troubles:
         raise job.troubles[0]
-    return [job.done[experiment.key] for experiment in experiments]
+    return [job.done[experiment] for experiment in experiments]
 
 
 def alike(experiments: Sequence[Experiment], size: int) -> list[list[Experiment]]:
@@ -147,9 +157,9 @@ class _Job:
     device: str
     work: Path
     results: Path | None
-    watcher: Watcher | None
+    watcher: Follower | None
     note: Callable[[str], None]
-    done: dict[str, Record] = field(default_factory=dict)
+    done: dict[Experiment, Record] = field(default_factory=dict)
     troubles: list[SaddlebookError] = field(default_factory=list)
 
     def run(self, group: Sequence[Experiment]) -> None:
@@ -174,7 +184,7 @@ class _Job:
         store = self._store(experiment)
         record = store.get(experiment) if store else None
         if record is not None:
-            self.done[experiment.key] = record
+            self.done[experiment] = record
         return record is not None
 
     def _locked(self, experiment: Experiment, locks: ExitStack) -> bool:
@@ -229,17 +239,20 @@ class _Job:
         self, experiment: Experiment, outcome: Outcome, origin: Provenance
     ) -> None:
         dataset = self._images(experiment.dataset)
-        halted = self.watcher.stopped if self.watcher else lambda: False
+        told: dict[str, Any] = {}
+        if self.watcher:
+            told["halted"] = self.watcher.stopped
+            told["progress"] = partial(self.watcher.measuring, experiment)
         with arithmetic("fp32"):  # ordered, and never TF32: bounds want every digit
             spectra = measure.spectra(
-                experiment, dataset, outcome.weights, self.device, halted
+                experiment, dataset, outcome.weights, self.device, **told
             )
         origin = origin.after(outcome.seconds)
         names = dataset.class_names if experiment.is_own else None
         record = assemble(experiment, outcome, spectra, origin, names)
         if store := self._store(experiment):
             store.add(record)
-        self.done[experiment.key] = record
+        self.done[experiment] = record
 
 
 def assemble(

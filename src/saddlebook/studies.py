@@ -1,4 +1,4 @@
-"""Every table and figure of the paper, and the controls it lacks, as Experiments.
+"""Lists every table and figure of the paper, and the controls it lacks, as data.
 
 Data only. Each study returns the ``full`` experiments; ``at_scale`` maps them. ``full``
 is the paper's setting in bf16, tested every fifth epoch and at the epochs of its
@@ -11,13 +11,13 @@ both CIFARs; VS, PGD and LPF-SGD settings were not published and are ours (verdi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from saddlebook.errors import one_of
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.errors import UsageError, one_of
+from saddlebook.experiment import PRECISIONS, SCALES, Experiment, at_scale
 
 SEEDS = (0, 1, 2, 3, 4)  # all reported seeds, listed in advance
 TUNING_SEEDS = (100, 101, 102)  # for choosing settings, never reported
@@ -42,6 +42,7 @@ NOISES = (
 # The best overall accuracy of each in ``tuning`` at lite, as a test asserts
 _PGD: dict[str, Any] = {"optimizer": "pgd", "noise": 1.0}
 _LPF: dict[str, Any] = {"optimizer": "lpf", "noise": 8e-3}
+_SEEDS = (*SEEDS, *FRESH_SEEDS, *TUNING_SEEDS)
 _FULL: dict[str, Any] = {"precision": "bf16", "test_every": 5}
 
 
@@ -214,6 +215,12 @@ def optimizers(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
     )
 
 
+def optimizers_cifar100(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
+    """The optimizer comparison on CIFAR-100-LT, noise as on CIFAR-10-LT."""
+    base = _drw("cifar100")
+    return _seeded([base, base | _PGD, base | _LPF, _drw_sam("cifar100")], seeds)
+
+
 def tuning(seeds: Sequence[int] = TUNING_SEEDS) -> list[Experiment]:
     """What is chosen before any reported run, on seeds that no table reports.
 
@@ -249,8 +256,8 @@ STUDIES: dict[str, Callable[..., list[Experiment]]] = {
     study.__name__: study
     for study in (
         table1, table1_cifar100, control, dynamics, rho_ablation, weight_decay,
-        sam_timing, bn_statistics, optimizers, tuning, curvature, vs_tuning,
-        wider_tuning, wider_decay, one_curve,
+        sam_timing, bn_statistics, optimizers, optimizers_cifar100, tuning, curvature,
+        vs_tuning, wider_tuning, wider_decay, one_curve,
     )
 }  # fmt: skip
 
@@ -304,3 +311,41 @@ def commands(experiments: Sequence[Experiment]) -> list[str]:
 @cache
 def _members(study: str, scale: str) -> frozenset[Experiment]:
     return frozenset(named(study, scale))
+
+
+def chosen_seeds(given: object) -> list[int]:
+    """Seeds as ``0,1,2``, one number or a list; none given: an empty list.
+
+    Raises:
+        UsageError: Not whole numbers, or not seeds of any study.
+    """
+    parts = given if isinstance(given, list | tuple) else str(given or "").split(",")
+    if given == 0 and not isinstance(given, bool):
+        parts = [0]
+    try:
+        seeds = [int(str(part)) for part in parts if str(part).strip()]
+    except ValueError:
+        raise UsageError(f"seeds {given!r} must be integers such as 0,1,2") from None
+    if odd := [seed for seed in seeds if seed not in _SEEDS]:
+        known = ", ".join(map(str, _SEEDS))
+        raise UsageError(f"seed {odd[0]} is in no study; the studies' are {known}")
+    return seeds
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Refuse what a chapter's parameter or an option of this name cannot be.
+
+    Raises:
+        UsageError: Names the parameter, and the nearest value there is.
+    """
+    for name, value in given.items():
+        if name == "scale":
+            one_of("scale", value, SCALES)
+        elif name == "device":
+            one_of("device", str(value).split(":")[0], ("cpu", "cuda"))
+        elif name == "precision" and value:
+            one_of("precision", value, PRECISIONS)
+        elif name == "seeds":
+            chosen_seeds(value)
+        elif name == "workers" and value < 1:
+            raise UsageError(f"workers {value} must be at least 1")

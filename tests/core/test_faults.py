@@ -204,6 +204,87 @@ def test_a_lock_outlives_no_process(tmp_path):
             pass
 
 
+LEFT_ALONE = {
+    "symbolic link": lambda path, target: path.symlink_to(target),
+    "hard link": lambda path, target: path.hardlink_to(target),
+    "file of its own": lambda path, target: path.write_bytes(target.read_bytes()),
+    "pipe": lambda path, target: os.mkfifo(path),
+    "folder": lambda path, target: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_ALONE)
+def test_what_lies_in_the_place_of_a_lock_file_is_left_alone(kind, tmp_path, capsys):
+    target = tmp_path / "thesis.txt"
+    target.write_text("four years of work")
+    experiment = studies.named("control", "quick", [0])[0]
+    lock = Path(runner.WORK) / f"{experiment.slug}.lock"
+    lock.parent.mkdir()
+    LEFT_ALONE[kind](lock, target)
+    code, line = failure(capsys, *RUN)
+    assert code == 6
+    assert f"cannot lock {lock}" in line
+    assert target.read_text() == "four years of work"
+
+
+def test_a_folder_that_cannot_hold_locks_is_one_line(capsys):
+    Path("file").write_text("")
+    code, line = failure(capsys, *RUN, "--work", "file/work")
+    assert code == 6
+    assert "cannot lock file/work" in line
+
+
+def test_a_forked_child_keeps_no_lock_of_its_parent(tmp_path):
+    with locked(tmp_path / "lock", "test"):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with locked(tmp_path / "lock", "test"):
+            assert (tmp_path / "lock").read_text() == str(os.getpid())
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_module_of_the_current_folder_is_not_run_by_the_command(tmp_path):
+    for name in ("pandas", "torch", "numpy", "saddlebook", "PIL"):
+        Path(f"{name}.py").write_text("open('canary', 'w')")
+    code = "import sys; from saddlebook.__main__ import main; sys.exit(main())"
+    command = Path("bin/saddlebook")  # as pip writes it
+    write_whole(command, code.encode())
+    done = subprocess.run([sys.executable, command, *RUN], capture_output=True)
+    assert done.returncode == 0
+    assert not Path("canary").exists()
+
+
+def test_a_written_file_honours_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        write_whole(tmp_path / "private", b"x")
+        os.umask(0o022)
+        write_whole(tmp_path / "public", b"x")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / n).stat().st_mode & 0o777 for n in ("private", "public")]
+    assert modes == [0o600, 0o644]
+
+
+@pytest.mark.parametrize("digits", [25, 400, 3000, 9999])
+def test_a_record_with_a_number_of_many_digits_is_one_line(capsys, digits):
+    assert main(RUN) == 0
+    path = next(Path("results/quick").iterdir())
+    text = path.read_text()
+    for name in ("seed", "resumes"):
+        changed = text.replace(f'"{name}":0', f'"{name}":{digits * "7"}')
+        if changed != text:
+            path.write_text(changed)
+            capsys.readouterr()
+            code, line = failure(capsys, "verify")
+            assert (code, len(line) < 500) == (9, True)
+
+
 def long_run():
     """A real process in a run long enough to be interrupted, past its first epoch."""
     arguments = ["run", "weight_decay", "--scale", "quick", "--threads", "1"]

@@ -88,7 +88,7 @@ def test_the_loss_measured_is_the_training_loss_of_the_class(digits, trained):
     task = prepare(TINY, digits)
     model = measure.load_model(TINY, trained.weights[3])
     rows = task.labels == 4
-    loss = measure.class_loss(TINY, task)
+    loss = measure.class_loss(TINY, task.class_counts)
     nats = loss(model(normalise(task.images[rows])), task.labels[rows])
     assert float(nats.detach()) == pytest.approx(trained.train_loss[4], rel=1e-4)
 
@@ -102,11 +102,18 @@ def test_a_stopped_measurement_goes_on_where_it_was(
         weights[epoch].write_bytes(path.read_bytes())
     short = [i for i in measure.plan(TINY) if i["class"] == 9 and i["of"] == "clean"]
     monkeypatch.setattr(measure, "plan", lambda experiment: short)
-    asked = iter([False, True])
+    kept, seen = tmp_path / "spectra.json", []
     with pytest.raises(Stopped, match="after 1 of"):
-        measure.spectra(TINY, digits, weights, halted=lambda: next(asked))
-    before = (tmp_path / "spectra.json").read_text()
-    done = measure.spectra(TINY, digits, weights)
+        measure.spectra(TINY, digits, weights, halted=kept.exists)
+    before = kept.read_text()
+    done = measure.spectra(
+        TINY, digits, weights, progress=lambda *told: seen.append(told)
+    )
+    places, totals, names = zip(*seen, strict=True)
+    assert list(places) == sorted(places)
+    assert (places[0], len(set(totals))) == (0, 1)
+    assert max(places) <= totals[0]
+    assert set(names) == {f"epoch {i['epoch']}, class 9, {i['mode']}" for i in done[1:]}
     assert [item["mode"] for item in done] == [item["mode"] for item in short]
     assert before.strip("[]\n ") in (tmp_path / "spectra.json").read_text()
 
@@ -170,7 +177,7 @@ def test_a_record_with_spectra_answers_by_class_epoch_and_mode(tmp_path):
     path = tmp_path / TINY.training.slug / "epoch0003.weights"
     again = hessian.spectrum(
         measure.load_model(TINY, path),
-        measure.class_loss(TINY, task),
+        measure.class_loss(TINY, task.class_counts),
         normalise(task.images[task.labels == 9]),
         task.labels[task.labels == 9],
         rtol=0.01,

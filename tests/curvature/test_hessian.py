@@ -664,7 +664,7 @@ class TestBadInput:
         with pytest.raises(UsageError, match=match):
             spectrum(model, loss, *change(images, labels), steps=3)
 
-    @pytest.mark.parametrize("steps", [0, -1, 10**6, 2.5])
+    @pytest.mark.parametrize("steps", [0, -1, 2.5])
     def test_steps(self, steps):
         with pytest.raises(UsageError, match="steps"):
             spectrum(*case("cnn"), steps=steps)

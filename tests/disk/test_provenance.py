@@ -72,9 +72,14 @@ def test_a_listed_module_that_is_missing_is_an_error(tmp_path):
 def test_every_module_of_curvature_counts(name, tmp_path):
     for module in provenance.CURVATURE:
         code = (provenance._PACKAGE / f"{module}.py").read_text()
-        (tmp_path / module).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{module}.py").write_text(
-            code + "surplus = 1\n" if module == name else code
-        )
+        path = tmp_path / f"{module}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code + "surplus = 1\n" if module == name else code)
     changed = provenance.code_digest(tuple(sorted(provenance.CURVATURE)), tmp_path)
     assert changed != provenance.curvature_digest()
+
+
+def test_no_module_of_the_room_is_left_out():
+    room = (provenance._PACKAGE / "curvature").glob("[!_]*.py")
+    names = {f"curvature/{path.stem}" for path in room}
+    assert names == set(provenance.CURVATURE) - {"measure"}

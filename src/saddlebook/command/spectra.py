@@ -20,10 +20,8 @@ from saddlebook import data, runner
 from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command import subject
 from saddlebook.command.subject import Subject
-from saddlebook.curvature import certify
-from saddlebook.curvature.hessian import PRECISIONS, spectrum
+from saddlebook.curvature.hessian import PRECISIONS, solve
 from saddlebook.curvature.problem import Problem
-from saddlebook.curvature.resnet import best_product
 from saddlebook.curvature.spectrum import rounded
 from saddlebook.data.folders import Images
 from saddlebook.disk.files import write_whole
@@ -38,7 +36,7 @@ from saddlebook.errors import (
 )
 from saddlebook.progress import Progress
 
-_NUMERICS = ("steps", "seed", "rtol", "batch_size", "precision")
+_NUMERICS = ("steps", "seed", "rtol", "precision")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -178,9 +176,8 @@ def _measured(
     x = chosen.inputs(number, order[: options.limit].sort().values)
     y = torch.full((len(x),), number)
     settings = {name: getattr(options, name) for name in _NUMERICS}
-    found = spectrum(chosen.model, chosen.loss, x, y, progress=tick, **settings)
     problem = Problem(chosen.model, chosen.loss, x, y, options.batch_size)
-    product = best_product(problem, certify.precision(chosen.model))
+    found, product, _ = solve(problem, progress=tick, **settings)
     return (
         {"class": number, "name": images.class_names[number], "images": len(x)}
         | {"steps": found.steps}

@@ -9,8 +9,8 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +23,8 @@ from saddlebook.curvature.products import Product
 from saddlebook.curvature.recurrence import State, starts
 from saddlebook.curvature.resnet import ResNetProduct, best_product, known
 from saddlebook.curvature.spectrum import Spectrum
-from saddlebook.curvature.traces import deflated_trace, exact_trace, piecewise_affine
-from saddlebook.errors import UsageError, VerifyError
+from saddlebook.curvature.traces import deflated_trace, exact_trace, is_exact
+from saddlebook.errors import VerifyError
 
 # Images on which the rounding of a product is measured. Not few: one activation that
 # float32 puts on the other side of zero would count as if every image had one
@@ -80,6 +80,7 @@ def certified(product: Product, probes: Sequence[Probe]) -> Spectrum:
     floor = _rounding(exact, result.vector_max) * result.scale
     wide = replace(
         result,
+        rounding=result.rounding + floor,
         lambda_min_bound=result.lambda_min_bound + floor,
         lambda_max_bound=result.lambda_max_bound + floor,
     )
@@ -106,7 +107,7 @@ def _in_float64(result: Spectrum, problem: Problem, ends: Sequence[str]) -> Spec
 def _rounding(product: Product, vector: torch.Tensor) -> float:
     """Twice the relative change that float64 makes to a product, over many images."""
     problem = product.problem
-    if problem.batch_norm == "batch" or len(problem.images) <= _ROUNDED:
+    if product.whole or len(problem.images) <= _ROUNDED:
         part, rough = problem, product(vector)  # what it keeps serves again
     else:
         images, labels = problem.images[:_ROUNDED], problem.labels[:_ROUNDED]
@@ -135,22 +136,20 @@ def _few(problem: Problem, make: Callable[[Problem], Product]) -> Product:
     """
     if next(problem.model.parameters()).device.type == "cpu":
         few = min(problem.batch_size or _FEW, _FEW)
-        with suppress(UsageError):  # a loss that is no mean keeps its one chunk
-            return make(problem._replace(batch_size=few))
+        problem = problem._replace(batch_size=few)
     return make(problem)
 
 
 def with_trace(
     result: Spectrum, product: Product, state: State, seed: int = 0
 ) -> Spectrum:
-    """Put the exact trace in, or the deflated estimate where it is not exact."""
-    fixed = product.problem.batch_norm == "running"
-    if fixed and piecewise_affine(product.problem.model):
+    """Put the exact trace in, or the deflated estimate where it is not proven exact."""
+    if is_exact(product):
         trace, size = exact_trace(product)
         error = _TRACE_ROUNDING * size * torch.finfo(product.dtype).eps
-        method = "exact"
-    else:
-        rows = state.basis[: state.steps]
-        trace, error = deflated_trace(product, rows, state.alpha, seed, _TRACE_PROBES)
-        method = "deflated"
-    return replace(result, trace=trace, trace_error=error, trace_method=method)
+        return replace(result, trace=trace, trace_error=error, trace_method="exact")
+    rows = state.basis[: state.steps]
+    trace, error = deflated_trace(product, rows, state.alpha, seed, _TRACE_PROBES)
+    # every α rounds like a product
+    error = math.hypot(error, state.steps * result.rounding)
+    return replace(result, trace=trace, trace_error=error, trace_method="deflated")

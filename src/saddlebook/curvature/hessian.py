@@ -13,8 +13,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from saddlebook.curvature import certify, published
 from saddlebook.curvature.lanczos import Probe, certificate, distilled
-from saddlebook.curvature.problem import Loss, Problem
+from saddlebook.curvature.modes import MODES, Mode, inputs
+from saddlebook.curvature.problem import Loss, Problem, bare
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.recurrence import Progress, State, advance, check
 from saddlebook.curvature.resnet import best_product
@@ -30,10 +31,17 @@ from saddlebook.curvature.spectrum import Spectrum, rounded
 from saddlebook.data import normalise
 from saddlebook.errors import UsageError, one_of
 
-MODES = ("clean", "frozen", "batch_statistics", *published.RELEASED)
 PRECISIONS = {"full": None, "bf16": torch.bfloat16}
 _FRESH = 5  # draws over which a Rayleigh quotient is re-measured
 _NATS = 0.1  # fall of the loss that the reported curvature promises at both line ends
+
+
+class Solved(NamedTuple):
+    """A spectrum, the product it is of, and the recurrence of its first probe."""
+
+    spectrum: Spectrum
+    product: Product
+    state: State
 
 
 def spectrum(
@@ -49,6 +57,7 @@ def spectrum(
     rtol: float | None = None,
     batch_norm: str = "running",
     precision: str = "full",
+    output: int | str | None = None,
     progress: Progress | None = None,
 ) -> Spectrum:
     """Spectrum of the Hessian of the mean loss over ``images``.
@@ -60,47 +69,87 @@ def spectrum(
         model: Any module that maps images to logits.
         loss: ``loss(logits, targets)``, a mean over examples.
         images: What the model takes, normalised and fixed. [N, ...]
-        labels: [N], int64.
-        steps: Most Lanczos steps, at most n.
+        labels: Class numbers [N]; or soft labels [N, C], or of pixels [N, H, W], if the
+            loss takes them.
+        steps: Most Lanczos steps; n are enough.
         probes: P random starts.
         seed: Of the starts, which are the same on every device.
-        batch_size: Images of a chunk; None takes 50.
+        batch_size: Images of a chunk; None takes 50. All are one chunk where images or
+            their losses depend on each other, so that it changes no result.
         rtol: Stop a probe when both ends have this estimated relative accuracy.
         batch_norm: ``running`` statistics (as published), or ``batch``: those of all
             images together, in one chunk.
         precision: ``full``, or ``bf16``: products with bfloat16 convolutions, ends
             certified in full precision (saddlebook's ResNets only).
+        output: Which of several outputs are the logits: number, key or attribute.
         progress: Called with (steps done, most steps to do).
 
     Raises:
         UsageError: Something does not fit; NumericalError: something is not finite;
         VerifyError: the operator changes from call to call.
     """
+    problem = Problem(model, loss, images, labels, batch_size, batch_norm, output)
+    return solve(
+        problem, steps, probes=probes, seed=seed, rtol=rtol, precision=precision,
+        progress=progress,
+    ).spectrum  # fmt: skip
+
+
+@torch.inference_mode(False)
+def solve(
+    problem: Problem,
+    steps: int = 100,
+    *,
+    probes: int = 1,
+    seed: int = 0,
+    rtol: float | None = None,
+    precision: str = "full",
+    progress: Progress | None = None,
+    released: Callable[[Product, Tensor], State] | None = None,
+) -> Solved:
+    """What ``spectrum`` returns, and what is needed to ask more about it.
+
+    Args:
+        problem: Whose Hessian.
+        steps: As in ``spectrum``.
+        probes: The same.
+        seed: The same.
+        rtol: The same.
+        precision: The same.
+        progress: The same.
+        released: Another recurrence, of the product and the start, whose Ritz values
+            are then reported as they are.
+    """
     one_of("precision", precision, PRECISIONS)
-    problem = Problem(model, loss, images, labels, batch_size, batch_norm)
-    product = best_product(problem, certify.precision(model), PRECISIONS[precision])
+    inner = PRECISIONS[precision]
+    problem = problem._replace(model=bare(problem.model))
+    product = best_product(problem, certify.precision(problem.model), inner)
+    steps = min(steps, product.size)
     check(product.size, steps, probes)
     certify.check_fixed(product)
     done: list[Probe] = []
     for probe in reversed(range(probes)):  # the first one's basis serves the trace
-        state = advance(
-            certify.start(product, seed, probe),
-            product,
-            steps,
-            rtol=rtol,
-            progress=progress,
-        )
+        start = certify.start(product, seed, probe)
+        if released:
+            state = released(product, start.basis[0])
+        else:
+            state = advance(start, product, steps, rtol=rtol, progress=progress)
         done.insert(0, distilled(state))
-    result = certify.certified(product, done)
-    return certify.with_trace(result, product, state, seed)
+    found = certify.certified(product, done)
+    if released:
+        found = published.as_reported(found)
+    else:
+        found = certify.with_trace(found, product, state, seed)
+    return Solved(found, product, state)
 
 
+@torch.inference_mode(False)
 def class_spectra(
     model: nn.Module,
     loss: Loss,
     images: Tensor,
     labels: Tensor,
-    classes: Iterable[int] | None = None,
+    classes: Iterable[int] | int | None = None,
     **settings: Any,
 ) -> dict[int, Spectrum]:
     """``spectrum`` of each class's loss over that class's images.
@@ -109,19 +158,29 @@ def class_spectra(
         model: As in ``spectrum``.
         loss: The same.
         images: [N, ...]
-        labels: [N]
+        labels: [N], tensor or array.
         classes: Class numbers; None takes all that have images.
         **settings: Passed to ``spectrum``.
 
     Raises:
         UsageError: A class that is no class number or has no images.
     """
-    wanted = labels.unique().tolist() if classes is None else list(classes)
+    labels = torch.as_tensor(labels)
+    if labels.ndim != 1 or not len(labels):
+        raise UsageError(f"labels {list(labels.shape)}: give a class number per image")
+    wanted = _numbers(labels.unique() if classes is None else classes)
     members = {number: _members(labels, number) for number in wanted}
     return {
         number: spectrum(model, loss, images[rows], labels[rows], **settings)
         for number, rows in members.items()
     }
+
+
+def _numbers(classes: Any) -> list[Any]:
+    """Class numbers from one, a list, an array or a tensor."""
+    found = classes.tolist() if hasattr(classes, "tolist") else classes
+    items = found if isinstance(found, Iterable) else [found]
+    return [item.item() if hasattr(item, "item") else item for item in items]
 
 
 def measure(
@@ -140,6 +199,7 @@ def measure(
     limit: int | None = None,
     batch_size: int | None = None,
     quadrature: bool = True,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """One class's curvature as a record keeps it, with what is needed to judge it.
 
@@ -148,11 +208,12 @@ def measure(
         loss: The same.
         images: uint8, not normalised. [N, 3, H, W]
         labels: [N]
-        mode: ``clean`` (no augmentation), ``frozen`` (``draws`` fixed augmentations
-            of each image), ``batch_statistics`` (clean, batch norm with the
-            statistics of all images), or the released recurrence: ``as_published``
-            (augmentation redrawn in each product, β before re-orthogonalisation),
-            ``redrawn`` (β after it), ``fixed_before`` (clean images, β before it).
+        mode: ``clean`` (no augmentation), ``augmented`` (the mean over all crops and
+            flips), ``frozen`` (``draws`` fixed augmentations of each image),
+            ``batch_statistics`` (clean, batch norm with the statistics of all images),
+            or the released recurrence: ``as_published`` (augmentation redrawn in each
+            product, β before re-orthogonalisation), ``redrawn`` (β after it),
+            ``fixed_before`` (clean images, β before it).
         class_: Class to measure; None takes all images.
         epoch: Noted in the result.
         steps: K; the released modes do all of them.
@@ -162,60 +223,54 @@ def measure(
         limit: Cut the class to this many images, drawn by ``seed``.
         batch_size: Images of a chunk.
         quadrature: Keep nodes, weights and residuals (about 3 kB).
+        progress: As in ``spectrum``.
 
     Returns:
         JSON values: both ends with bounds, Rayleigh quotients of the lowest Ritz
-        vector on clean and on fresh data, loss, gradient, loss along the vector,
-        nodes and weights.
+        vector on clean and on fresh data, loss, gradient and loss along the vector
+        (of the augmented images in mode ``augmented``, else of the clean ones, as
+        ``judged_on`` says), nodes and weights.
     """
-    one_of("mode", mode, MODES)
+    how = MODES[one_of("mode", mode, MODES)]
     rows = _members(labels, class_) if class_ is not None else torch.arange(len(labels))
     rows = rows[_cut(len(rows), limit, seed)]
     images, labels = images[rows], labels[rows]
-    inputs, targets = normalise(images), labels
-    if mode == "frozen":
-        inputs, targets = published.frozen(images, labels, seed, draws)
-    statistics = "batch" if mode == "batch_statistics" else "running"
-    problem = Problem(model, loss, inputs, targets, batch_size, statistics)
-    product = best_product(problem, certify.precision(model))
-    check(product.size, steps)
-    certify.check_fixed(product)
-    state = _recurrence(product, mode, images, steps, rtol, seed)
-    result = certify.certified(product, [distilled(state)])
-    if mode in published.RELEASED:
-        result = published.as_reported(result)
-    else:
-        result = certify.with_trace(result, product, state, seed)
+    problem = Problem(
+        model, loss, *inputs(how, images, labels, seed, draws), batch_size,
+        how.batch_norm,
+    )  # fmt: skip
+    released = _released(how, images, steps, seed, progress) if how.beta else None
+    result, product, state = solve(
+        problem, steps, seed=seed, rtol=rtol, progress=progress, released=released
+    )
     plain = problem._replace(images=normalise(images), labels=labels)
     clean = product if mode == "clean" else best_product(plain, product.dtype)
+    whole = how.images == "all"
     return (
         {"class": class_, "epoch": epoch, "mode": mode, "images": len(images)}
         | {"steps": state.steps, "seed": seed, "limit": limit}
         | {"diagonal_share": rounded(published.diagonal_share(state))}
         | result.to_dict(quadrature)
-        | _judged(clean, result, images, seed)
+        | {"judged_on": "augmented" if whole else "clean"}
+        | _judged(product if whole else clean, clean, result, images, seed)
     )
 
 
-def _recurrence(
-    product: Product,
-    mode: str,
-    images: Tensor,
-    steps: int,
-    rtol: float | None,
-    seed: int,
-) -> State:
-    start = certify.start(product, seed)
-    if mode not in published.RELEASED:
-        return advance(start, product, steps, rtol=rtol)
-    fixed = mode == "fixed_before"
-    matvec = product if fixed else published.redrawn(product, images, seed)
-    beta = "after" if mode == "redrawn" else "before"
-    return published.released(matvec, start.basis[0], steps, beta)
+def _released(
+    mode: Mode, images: Tensor, steps: int, seed: int, progress: Progress | None
+) -> Callable[[Product, Tensor], State]:
+    """The released recurrence of a mode."""
+
+    def recurrence(product: Product, start: Tensor) -> State:
+        redrawn = mode.images == "redrawn"
+        matvec = published.redrawn(product, images, seed) if redrawn else product
+        return published.released(matvec, start, steps, mode.beta, progress)
+
+    return recurrence
 
 
 def _judged(
-    clean: Product, result: Spectrum, images: Tensor, seed: int
+    product: Product, clean: Product, result: Spectrum, images: Tensor, seed: int
 ) -> dict[str, Any]:
     """What tells a saddle from an artefact, about the lowest Ritz vector.
 
@@ -226,15 +281,15 @@ def _judged(
     start = 2**20  # draws that the recurrence has not seen
     fresh = published.redrawn(clean, images, seed, start)
     again = np.array([certificate(fresh, vector).value for _ in range(_FRESH)])
-    slope = clean.gradient().double()
+    slope = product.gradient().double()
     far = math.sqrt(2 * _NATS / max(abs(result.lambda_min), 1e-12))
     steps = np.linspace(-far, far, 11)
-    line = np.array([clean.value(float(step) * vector) for step in steps])
+    line = np.array([product.value(float(step) * vector) for step in steps])
     values = {
         "rayleigh_clean": certificate(clean, vector).value,
         "rayleigh_fresh": again.mean(),
         "rayleigh_fresh_error": again.std(ddof=1) / math.sqrt(_FRESH),
-        "loss": clean.value(),
+        "loss": product.value(),
         "gradient_norm": float(slope.norm()),
         "gradient_along": float(slope @ vector),
         "line_steps": steps,

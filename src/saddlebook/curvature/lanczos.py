@@ -155,6 +155,7 @@ def summary(probes: Sequence[Probe], matvec: Matvec, rounding: float) -> Spectru
         symmetry=skew / scale if scale else 0.0,
         vector_min=bottom.vector,
         vector_max=top.vector,
+        rounding=floor,
     )
 
 

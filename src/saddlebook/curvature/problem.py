@@ -1,4 +1,4 @@
-"""Whose Hessian: a model, a loss and fixed images, checked and copied.
+"""Checks a model, a loss and fixed images, and copies what a Hessian needs of them.
 
 Knows modules and tensors; takes no derivative.
 Legend: N images, C classes.
@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from saddlebook.errors import NumericalError, UsageError, one_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Problem(NamedTuple):
@@ -29,9 +36,12 @@ class Problem(NamedTuple):
         model: Any module; measured in eval mode, left as it was found.
         loss: ``loss(logits, targets)``, a mean over examples; gets float64 logits.
         images: Inputs of the model. [N, ...]
-        labels: [N], int64.
-        batch_size: Images of a chunk; None takes 50.
+        labels: Class numbers [N], or targets of another shape that the loss takes.
+        batch_size: Images of a chunk; None takes 50. Where the loss or the model is
+            not the same over chunks, all images are one chunk.
         batch_norm: ``running`` statistics, or those of the whole ``batch``.
+        output: Which of the model's outputs are the logits, by number or name; None
+            for a model that returns nothing else.
     """
 
     model: nn.Module
@@ -40,18 +50,98 @@ class Problem(NamedTuple):
     labels: Tensor
     batch_size: int | None = None
     batch_norm: str = "running"
+    output: int | str | None = None
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module inside ``DataParallel`` and ``torch.compile``."""
+    while True:
+        if isinstance(model, _PARALLEL):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def picked(found: Any, output: int | str | None) -> Tensor:
+    """The logits among a model's outputs.
+
+    Raises:
+        UsageError: There are several, or none of that name.
+    """
+    if output is not None and not isinstance(found, Tensor):
+        try:
+            attribute = isinstance(output, str) and hasattr(found, output)
+            found = getattr(found, str(output)) if attribute else found[output]
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise UsageError(f"the model has no output {output!r}") from error
+    if not isinstance(found, Tensor):
+        names = list(found) if hasattr(found, "keys") else type(found).__name__
+        count = f" of {len(found)}" if isinstance(found, tuple | list) else ""
+        raise UsageError(
+            f"the model returns {names}{count}, not one tensor; say which of it are "
+            "the logits (output=0 or output='logits')"
+        )
+    return found
+
+
+class _Smooth(TorchFunctionMode):
+    """Functions without a second derivative in torch, as others that have one."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.hardsigmoid:
+            return F.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
+
+
+class _Whole:
+    """In the place of a checkpointed block's autograd function: keeps everything."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _unhooked(*_: Any, **__: Any) -> Iterator[None]:
+    yield
+
+
+@contextlib.contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Blocks that are computed again going back would miss the copied parameters."""
+    names = {
+        "CheckpointFunction": _Whole,
+        "_checkpoint_without_reentrant_generator": _unhooked,
+    }
+    before = {name: getattr(torch.utils.checkpoint, name) for name in names}
+    try:
+        vars(torch.utils.checkpoint).update(names)
+        yield
+    finally:
+        vars(torch.utils.checkpoint).update(before)
 
 
 @contextlib.contextmanager
 def measuring(model: nn.Module, batch_norm: str = "running") -> Iterator[None]:
-    """Eval mode, batch norm as asked, every module's mode restored."""
+    """Eval mode, batch norm as asked, every operation twice differentiable.
+
+    Every module's mode is restored. Attention runs in the kernel written out in
+    elementary operations: the fused ones have one derivative only.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         for module, _ in modes:
             batch = batch_norm == "batch" and isinstance(module, _BATCH_NORMS)
             module.training = batch
-        yield
+        with sdpa_kernel(SDPBackend.MATH), _Smooth(), _without_checkpoints():
+            yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in modes:
             module.training = training
 
@@ -61,6 +151,17 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         sign in text for sign in ("not enough memory", "can't allocate memory")
+    )
+
+
+def no_second_derivative(error: BaseException) -> UsageError:
+    """An error of autograd in one line that names the operation."""
+    first = str(error).splitlines()[0]
+    found = re.search(r"derivative for '?(?:aten::)?_?(\w+?)(?:_backward)?\b", first)
+    what = f"{found[1]} has none in torch" if found else first
+    return UsageError(
+        f"the Hessian needs second derivatives: {what}; replace that operation in the "
+        "model"
     )
 
 
@@ -88,8 +189,9 @@ def copies(
 
 
 def inputs(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Images in ``dtype`` and int64 labels, once everything about them is checked."""
-    images, labels = problem.images, problem.labels
+    """Images in ``dtype``, and labels int64 or float64, once both are checked."""
+    images = torch.as_tensor(problem.images)
+    labels = torch.as_tensor(problem.labels)
     one_of("batch_norm", problem.batch_norm, ("running", "batch"))
     if problem.batch_size is not None and problem.batch_size < 1:
         raise UsageError(f"batch_size {problem.batch_size} must be at least 1")
@@ -102,10 +204,15 @@ def inputs(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         raise UsageError("uint8 images: normalise them first (data.normalise)")
     if not images.isfinite().all():
         raise NumericalError("the images hold NaN or infinity")
-    if labels.dtype.is_floating_point or int(labels.min()) < 0:
+    soft = labels.is_floating_point()
+    if labels.ndim == 1 and int(labels.min()) < 0:
         raise UsageError("labels must be class numbers from 0")
     device = next(problem.model.parameters()).device
-    return images.to(dtype_like(images, dtype)), labels.to(device, torch.int64)
+    # tensors of inference mode take no part in derivatives; copies do
+    images, labels = (t.clone() if t.is_inference() else t for t in (images, labels))
+    return images.to(dtype_like(images, dtype)), labels.to(
+        device, torch.float64 if soft else torch.int64
+    )
 
 
 def dtype_like(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -136,6 +243,40 @@ def float64_loss(loss: Loss, logits: Tensor, labels: Tensor) -> Loss:
     if not value.isfinite():
         raise NumericalError("the loss is not finite")
     return chosen
+
+
+def additive(loss: Loss, logits: Tensor, labels: Tensor) -> str:
+    """Empty for a mean over examples; else why it cannot be summed up over chunks.
+
+    Raises:
+        UsageError: It grows with the number of examples.
+    """
+    whole = float(loss(logits, labels))
+    try:
+        twice = float(loss(torch.cat([logits] * 2), torch.cat([labels] * 2)))
+        cuts = (slice(0, len(labels) // 2), slice(len(labels) // 2, None))
+        parts = [
+            float(loss(logits[c], labels[c])) * len(labels[c])
+            for c in cuts[len(labels) < 2 :]
+        ]
+    except RuntimeError:
+        return "the loss takes no other number of images"
+    if not math.isclose(whole, twice, rel_tol=1e-6, abs_tol=1e-12):
+        raise UsageError(
+            f"the loss is no mean over examples: {whole:.6g}, and {twice:.6g} with "
+            "every image twice; give it reduction='mean'"
+        )
+    same = math.isclose(whole, sum(parts) / len(labels), rel_tol=1e-6, abs_tol=1e-12)
+    return "" if same else "the loss weighs examples by those beside them"
+
+
+def mixer(model: nn.Module) -> str:
+    """Names the layer that mixes images, as far as it can be seen."""
+    for name, module in model.named_modules():
+        statistics = getattr(module, "running_mean", module)
+        if isinstance(module, _BATCH_NORMS) and statistics is None:
+            return f"{name} has no running statistics"
+    return "the model mixes images"
 
 
 def _called(

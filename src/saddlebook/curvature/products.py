@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -22,16 +23,21 @@ from torch.func import functional_call
 
 from saddlebook.curvature.problem import (
     Problem,
+    additive,
     copies,
     dtype_like,
     float64_loss,
     inputs,
     measuring,
+    mixer,
+    no_second_derivative,
     out_of_memory,
+    picked,
 )
 from saddlebook.errors import NumericalError, ResourceError, UsageError
 
 CHUNK = 50  # images: the working set stays near the caches, memory is flat
+_FEW = 8  # images on which mixing is looked for
 KEEP = 2**30  # bytes that are kept between products
 
 
@@ -41,7 +47,7 @@ class Product:
     Args:
         problem: Whose Hessian.
         dtype: Of parameters, images and products. The loss is float64 in any case:
-            1 − p of a memorised image would lose its digits (``hessian.md``, 7).
+            1 − p of a memorised image would lose its digits.
         keep: Bytes of graphs to keep; beyond it a graph is built for each product.
 
     Raises:
@@ -57,10 +63,12 @@ class Product:
         self.shapes = [p.shape for p in self.params.values()]
         self.size = sum(shape.numel() for shape in self.shapes)
         self.device = next(iter(self.params.values())).device
-        count = len(problem.images)
-        whole = problem.batch_norm == "batch"
-        self.chunk = count if whole else min(problem.batch_size or CHUNK, count)
         self.images, self.labels = inputs(problem, dtype)
+        # why all images must be one chunk; empty where chunks add up
+        self.whole = "batch statistics" if problem.batch_norm == "batch" else ""
+        count = len(self.labels)
+        self.whole = self.whole or self._mixing(min(count, _FEW))
+        self.chunk = count if self.whole else min(problem.batch_size or CHUNK, count)
         self._bytes: int | None = None
         self._kept: dict[int, Any] = {}  # what chunks need again, by first image
         self._check_loss()
@@ -124,10 +132,11 @@ class Product:
             self._shrink()
 
     def _shrink(self) -> None:
-        if self.chunk == 1 or self.problem.batch_norm == "batch":
+        if self.chunk == 1 or self.whole:
+            why = self.whole and f" ({self.whole}: not in parts)"
             raise ResourceError(
-                f"out of memory with {self.chunk} images at a time; free some memory "
-                "or take fewer images"
+                f"out of memory with {self.chunk} images at a time{why}; free some "
+                "memory or take fewer images"
             )
         self.chunk, self.keep = (self.chunk + 1) // 2, 0
         self._kept.clear()
@@ -138,12 +147,13 @@ class Product:
         keep = self._may_keep(piece)
         if keep:
             self._kept[piece.start] = gradient
-        return self.join(
-            torch.autograd.grad(
-                gradient, tuple(self.params.values()), parts,
-                retain_graph=keep, materialize_grads=True,
-            )
-        )  # fmt: skip
+        with _second_derivatives():
+            return self.join(
+                torch.autograd.grad(
+                    gradient, tuple(self.params.values()), parts,
+                    retain_graph=keep, materialize_grads=True,
+                )
+            )  # fmt: skip
 
     def _may_keep(self, piece: slice) -> bool:
         return self.keep > 0 and piece.stop * self._graph_bytes() <= self.keep
@@ -162,7 +172,7 @@ class Product:
                 saved[storage.data_ptr()] = storage.nbytes()
                 return tensor.detach()  # the tensor itself would be a cycle
 
-            few = slice(0, 2 if self.problem.batch_norm == "batch" else 1)
+            few = slice(0, 2 if self.whole else 1)
             hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t)
             with torch.enable_grad(), hooks:
                 logits = self.outputs(few)
@@ -176,10 +186,11 @@ class Product:
             logits = self.outputs(piece)
             share = (piece.stop - piece.start) / len(self.labels)
             loss = share * self.loss(logits, self.labels[piece])
-            return torch.autograd.grad(
-                loss, tuple(self.params.values()),
-                create_graph=graph, materialize_grads=True,
-            )  # fmt: skip
+            with _second_derivatives():
+                return torch.autograd.grad(
+                    loss, tuple(self.params.values()),
+                    create_graph=graph, materialize_grads=True,
+                )  # fmt: skip
 
     def outputs(self, piece: slice, params: dict[str, Tensor] | None = None) -> Tensor:
         """Outputs for one chunk, differentiable, in float64. [B, C]"""
@@ -190,39 +201,77 @@ class Product:
             fixed = {name: tensor.clone() for name, tensor in fixed.items()}
         images = self.images[piece].to(self.device)
         with measuring(model, self.problem.batch_norm):
-            return functional_call(model, params | fixed, (images,)).double()
+            found = functional_call(model, params | fixed, (images,))
+        return picked(found, self.problem.output).double()
+
+    def _mixing(self, count: int) -> str:
+        """Names what makes an image's output depend on the images beside it."""
+        try:
+            return mixer(self.problem.model) if self._mixes(count) else ""
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        return self._mixing(count // 2) if count > 3 else ""
+
+    @torch.no_grad()
+    def _mixes(self, count: int) -> bool:
+        """Whether a few images' outputs are others in two halves."""
+        whole = self._tried(slice(0, count))
+        if count < 2 or not torch.equal(whole, self._tried(slice(0, count))):
+            return False  # a random forward is found later
+        middle = count // 2
+        try:
+            halves = [
+                self.outputs(slice(0, middle)),
+                self.outputs(slice(middle, count)),
+            ]
+        except ValueError:  # batch norm over a single value
+            return True
+        away = (whole - torch.cat(halves)).abs().max()
+        return bool(away > torch.finfo(self.dtype).eps ** 0.4 * whole.abs().max())
 
     def _check_loss(self) -> None:
-        """Outputs finite and enough, and a loss that adds up over chunks."""
-        logits = self._first_logits()
+        """Outputs finite and enough, and a loss that is a mean over examples."""
+        logits, labels = self._first_logits(), self.labels
         if not logits.isfinite().all():
             raise NumericalError("the model's outputs hold NaN or infinity")
-        most = int(self.labels.max())
-        if most >= logits.shape[-1]:
-            raise UsageError(f"label {most} needs more than {logits.shape[-1]} outputs")
-        self.loss = float64_loss(self.problem.loss, logits, self.labels)
-        if self.chunk == len(self.labels):
-            return
-        whole, parts = float(self.loss(logits, self.labels)), 0.0
-        for piece in self.pieces():
-            part = float(self.loss(logits[piece], self.labels[piece]))
-            parts += part * (piece.stop - piece.start) / len(self.labels)
-        if abs(whole - parts) > 1e-6 * abs(whole) + 1e-12:
-            raise UsageError(
-                f"the loss is no mean over examples ({whole:.6g} on all, {parts:.6g} "
-                "over chunks); give it reduction='mean', measure one class at a time, "
-                f"or take batch_size={len(self.labels)}"
-            )
+        count, soft = logits[0].numel(), labels.is_floating_point()
+        if soft and labels.ndim == 1 and count > 1:
+            raise UsageError("labels must be class numbers from 0, or soft [N, C]")
+        if not soft and count > 1 and (most := int(labels.max())) >= logits.shape[1]:
+            raise UsageError(f"label {most} needs more than {logits.shape[1]} outputs")
+        self.loss = float64_loss(self.problem.loss, logits, labels)
+        if how := additive(self.loss, logits, labels):
+            self.whole, self.chunk = self.whole or how, len(labels)
 
     def _first_logits(self) -> Tensor:
         try:
             return self.logits()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        self._shrink()
+        return self._first_logits()
+
+    def _tried(self, few: slice) -> Tensor:
+        """Outputs of a few images, or what the model does not take."""
+        try:
+            return self.outputs(few)
         except (RuntimeError, ValueError) as error:
-            if out_of_memory(error):
-                self._shrink()
-                return self._first_logits()
+            if out_of_memory(error) or isinstance(error, UsageError):
+                raise
             shape = tuple(self.images.shape[1:])
             raise UsageError(
                 f"the model refuses images of shape {shape}: "
                 f"{str(error).splitlines()[0]}"
             ) from error
+
+
+@contextlib.contextmanager
+def _second_derivatives() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise no_second_derivative(error) from error

@@ -20,28 +20,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from saddlebook.curvature.modes import redraw
 from saddlebook.curvature.products import Product
-from saddlebook.curvature.recurrence import Matvec, State
+from saddlebook.curvature.recurrence import Matvec, Progress, State
 from saddlebook.curvature.spectrum import Spectrum
-from saddlebook.data import augment, normalise
 
-RELEASED = ("as_published", "redrawn", "fixed_before")  # modes of its recurrence
 _TINY = 1e-6  # PAPER: PyHessian divides by norm + 1e-6
-_STREAM = 2**32  # training draws its augmentations below this seed
-
-
-def redraw(images: Tensor, seed: int, draw: int, dtype: torch.dtype) -> Tensor:
-    """Crops and flips number ``draw`` of uint8 images, normalised. [N, 3, H, W]"""
-    indices = torch.arange(len(images))
-    return normalise(augment(images, _STREAM + seed, draw, indices), dtype)
-
-
-def frozen(
-    images: Tensor, labels: Tensor, seed: int, draws: int
-) -> tuple[Tensor, Tensor]:
-    """``draws`` fixed augmentations of each image, normalised. [draws·N, 3, H, W]"""
-    parts = [redraw(images, seed, draw, torch.float32) for draw in range(draws)]
-    return torch.cat(parts), labels.repeat(draws)
 
 
 def redrawn(product: Product, images: Tensor, seed: int, first: int = 0) -> Matvec:
@@ -55,7 +39,13 @@ def redrawn(product: Product, images: Tensor, seed: int, first: int = 0) -> Matv
     return matvec
 
 
-def released(matvec: Matvec, start: Tensor, steps: int, beta: str = "before") -> State:
+def released(
+    matvec: Matvec,
+    start: Tensor,
+    steps: int,
+    beta: str = "before",
+    progress: Progress | None = None,
+) -> State:
     """The released recurrence: one probe, modified Gram-Schmidt, no residual check.
 
     With an operator that is the same at every call, ``beta`` makes no difference.
@@ -66,6 +56,7 @@ def released(matvec: Matvec, start: Tensor, steps: int, beta: str = "before") ->
         steps: K.
         beta: Norm of the remainder ``before`` (as released) or ``after``
             re-orthogonalisation.
+        progress: Called with (steps done, K).
 
     Returns:
         The recurrence; its Ritz values are what the paper calls eigenvalues.
@@ -84,6 +75,8 @@ def released(matvec: Matvec, start: Tensor, steps: int, beta: str = "before") ->
             clean = clean - (clean @ row) * row
         state.beta.append(float((rest if beta == "before" else clean).norm()))
         basis.append(_normalised(clean))
+        if progress is not None:
+            progress(k + 1, steps)
     state.basis = torch.stack(basis)
     return state
 

@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,11 @@ from saddlebook.errors import UsageError
 CONVERGED = 1e-2  # bound over absolute value, above which a value is no result
 _LINE = 1e-3  # residual of a line, over the largest absolute node
 _SINGLE = 7.0  # n·weight of one eigenvalue is chi-squared(1): above 7 once in 120
+_KEPT = (
+    "lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound", "trace",
+    "trace_error", "symmetry",
+)  # fmt: skip
+_RATIO = ("nonconvexity", "nonconvexity_bound")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +55,7 @@ class Spectrum:
             extreme Ritz vectors.
         vector_min: Unit Ritz vector of ``lambda_min``. [n]
         vector_max: Unit Ritz vector of ``lambda_max``. [n]
+        rounding: Error of one product that no residual sees; inside both bounds.
     """
 
     size: int
@@ -66,6 +73,7 @@ class Spectrum:
     symmetry: float
     vector_min: Tensor = field(repr=False)
     vector_max: Tensor = field(repr=False)
+    rounding: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -179,18 +187,24 @@ class Spectrum:
         }
         return (arrays if quadrature else {}) | {
             "size": self.size,
-            **{
-                name: rounded(getattr(self, name))
-                for name in (
-                    "lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound",
-                    "nonconvexity", "nonconvexity_bound", "trace", "trace_error",
-                    "symmetry",
-                )
-            },
+            **{name: rounded(getattr(self, name)) for name in (*_KEPT, *_RATIO)},
             "trace_method": self.trace_method,
             "converged": list(self.converged),
             "products": self.products,
-        }  # fmt: skip
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Spectrum:
+        """What ``to_dict`` kept with its quadrature; without the vectors."""
+        arrays = {
+            name: torch.tensor(values[name], dtype=torch.float64)
+            for name in ("nodes", "weights", "residuals")
+        }
+        names = ("size", *_KEPT, "trace_method", "products")
+        kept: dict[str, Any] = {name: values[name] for name in names} | arrays
+        if kept["trace_error"] is None:  # of a single probe
+            kept["trace_error"] = math.inf
+        return cls(**kept, vector_min=torch.empty(0), vector_max=torch.empty(0))
 
 
 def rounded(value: float | NDArray[Any], digits: int = 6) -> Any:

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from saddlebook.curvature.problem import measuring
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.recurrence import Matvec, project, starts
+from saddlebook.models import CifarResNet
 
 _MAPS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # with parameters
 _PLAIN = (
@@ -32,12 +33,89 @@ _PLAIN = (
     nn.Dropout,
 )  # fmt: skip
 _FUNCTIONS = {
-    F.relu, torch.relu, operator.add, operator.iadd, torch.add, torch.flatten, F.pad,
-    torch.mean, operator.getitem, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
-    getattr, torch.cat,
+    F.relu, torch.relu, torch.relu_, operator.add, operator.iadd, torch.add,
+    torch.flatten, F.pad, torch.mean, operator.getitem, F.max_pool2d, F.avg_pool2d,
+    F.adaptive_avg_pool2d, getattr, torch.cat,
 }  # fmt: skip
+_TRIES = 8  # steps, of which one must cross no kink
 _AT_ONCE = 10  # images whose deltas of all directions fit into memory
 _METHODS = {"mean", "flatten", "view", "reshape", "add", "relu", "size", "contiguous"}
+
+
+def is_exact(product: Product) -> bool:
+    """Whether the trace below is that of the Hessian.
+
+    Known layers only (``piecewise_affine``), and for networks that are not ours a proof
+    on the first image: hooks, pruning and the like change what a layer is, not its
+    type.
+    """
+    model = product.problem.model
+    if product.whole or not piecewise_affine(model):
+        return False
+    if type(model) is CifarResNet and not _hooked(model):
+        return True
+    one = product.problem._replace(
+        images=product.images[:1].double(), labels=product.labels[:1], batch_size=1
+    )
+    single = Product(one, torch.float64)
+    if single.outputs(slice(0, 1)).ndim != 2:
+        return False
+    return _same_norms(single) and all(
+        _affine(single, name)
+        for name, layer in model.named_modules()
+        if isinstance(layer, _MAPS)
+    )
+
+
+def _hooked(model: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def _same_norms(single: Product) -> bool:
+    """Whether one image's trace is that of its gradients by autograd."""
+    logits = single.outputs(slice(0, 1))
+    signs, directions = _loss_directions(single, logits.detach(), slice(0, 1))
+    true = 0.0
+    for sign, direction in zip(signs, directions, strict=True):
+        slopes = torch.autograd.grad(
+            logits, tuple(single.params.values()), direction,
+            retain_graph=True, materialize_grads=True,
+        )  # fmt: skip
+        true += float(sign * sum(slope.square().sum() for slope in slopes))
+    ours, size = _chunk_trace(single, slice(0, 1))
+    return abs(ours - true) <= 1e-9 * size
+
+
+@torch.no_grad()
+def _affine(single: Product, layer: str) -> bool:
+    """Whether logits are affine in a layer's parameters, next to where they are.
+
+    A step of 1e-6 crosses a kink now and then, so a few are tried.
+    """
+    own = [n for n in single.params if n.rpartition(".")[0] == layer]
+    generator = torch.Generator(single.device).manual_seed(0)
+    middle = single.outputs(slice(0, 1))
+    for _ in range(_TRIES if own else 0):
+        steps = {n: _small_step(single.params[n], generator) for n in own}
+        ends = [
+            single.outputs(slice(0, 1), _moved(single.params, steps, sign))
+            for sign in (1, -1)
+        ]
+        bend = (ends[0] + ends[1] - 2 * middle).abs().max()
+        if bend <= 1e-8 * (ends[0] - ends[1]).abs().max() + 1e-15 * middle.abs().max():
+            return True
+    return not own
+
+
+def _small_step(p: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(p.shape, generator=generator, device=p.device, dtype=p.dtype)
+    return noise * (1e-6 * p.norm().clamp_min(1e-3) / noise.norm())
+
+
+def _moved(
+    params: dict[str, Tensor], steps: dict[str, Tensor], sign: int
+) -> dict[str, Tensor]:
+    return params | {name: params[name] + sign * step for name, step in steps.items()}
 
 
 def piecewise_affine(model: nn.Module) -> bool:
@@ -63,12 +141,9 @@ def piecewise_affine(model: nn.Module) -> bool:
 def _known(node: fx.Node, model: nn.Module) -> bool:
     if node.op == "call_module":
         layer = model.get_submodule(str(node.target))
-        if isinstance(layer, nn.Conv2d):
-            zeros = layer.padding_mode == "zeros"
-            return zeros and not isinstance(layer.padding, str)
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None:
-            return False
-        return type(layer) in (*_MAPS, *_PLAIN)
+        plain = getattr(layer, "padding_mode", "zeros") == "zeros"
+        plain = plain and not isinstance(getattr(layer, "padding", 0), str)
+        return plain and type(layer) in (*_MAPS, *_PLAIN)
     if node.op == "call_function":
         return node.target in _FUNCTIONS
     if node.op == "call_method":
@@ -97,9 +172,14 @@ def _chunk_trace(product: Product, piece: slice) -> tuple[float, float]:
     layers = [m for m in product.problem.model.modules() if isinstance(m, _MAPS)]
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if output.requires_grad:  # false below the first trained layer
-            seen.append((layer, inputs[0].detach(), output))
+    def note(
+        layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor | None:
+        if not output.requires_grad:  # below the first trained layer
+            return None
+        # what comes after may change both in place
+        seen.append((layer, inputs[0].detach().clone(), output))
+        return output.clone()
 
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:

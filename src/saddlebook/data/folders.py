@@ -17,9 +17,7 @@ from torch import Tensor
 from saddlebook import data
 from saddlebook.data import sources
 from saddlebook.disk.files import sha256
-from saddlebook.errors import DataError, UsageError
-
-_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
+from saddlebook.errors import DataError, UsageError, explained, printable
 
 
 class Images(NamedTuple):
@@ -71,13 +69,14 @@ def find(
         dataset = data.load(where, root)
     else:
         folder = Path(where).expanduser()
-        if classes := _class_folders(folder):
-            if imbalance_factor or max_count or held_out:
-                raise UsageError(
-                    "class folders are measured whole: no --imbalance-factor, "
-                    "--max-count or --held-out; name the folder you mean"
-                )
-            return _from_folders(folder, classes, image_size)
+        with explained(f"cannot read {where}", "repair or replace it", DataError):
+            if classes := _class_folders(folder):
+                if imbalance_factor or max_count or held_out:
+                    raise UsageError(
+                        "class folders are measured whole: no --imbalance-factor, "
+                        "--max-count or --held-out; name the folder you mean"
+                    )
+                return _from_folders(folder, classes, image_size)
         dataset = data.load(_cifar_in(folder), folder)
     return of_dataset(
         dataset, imbalance_factor, max_count, held_out=held_out, image_size=image_size
@@ -144,7 +143,9 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
         return {}
     places = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
     found = {
-        place.name: sorted(f for f in place.iterdir() if f.suffix.lower() in _IMAGES)
+        place.name: sorted(
+            f for f in place.iterdir() if f.suffix.lower() in sources.IMAGES
+        )
         for place in places
     }
     return found if any(found.values()) else {}
@@ -170,19 +171,20 @@ def _from_folders(
         return torch.stack(pixels)
 
     digest = sha256(repr(facts).encode())
-    name = folder.resolve().name
-    return Images(name, tuple(classes), sizes, sizes, digest, read)
+    names = tuple(map(printable, classes))
+    name = printable(folder.resolve().name)
+    return Images(name, names, sizes, sizes, digest, read)
 
 
 def read_image(path: Path, size: int | None) -> Tensor:
     """One image as RGB, its centre square at ``size`` pixels. uint8 [3, H, W]"""
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as image:
-            colours = image.convert("RGB")
-            if size is not None:
-                colours = ImageOps.fit(colours, (size, size), Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(colours).transpose(2, 0, 1).copy())
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error})") from error
+    with (
+        explained(f"{path} cannot be read as an image", "replace it", DataError),
+        sources.picture(path) as image,
+    ):
+        colours = image.convert("RGB")
+        if size is not None:
+            colours = ImageOps.fit(colours, (size, size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(colours).transpose(2, 0, 1).copy())

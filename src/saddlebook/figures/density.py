@@ -17,9 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
+from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.figures.spectra import empty, legend_once
 from saddlebook.figures.style import COLOURS, panels, styled
-from saddlebook.findings.spectra import LAST, pick, rebuilt
+from saddlebook.findings.spectra import LAST, pick
 from saddlebook.findings.spectra import label as class_number
 
 _DASHES = ("-", "--")
@@ -74,7 +75,7 @@ def density(part: pd.DataFrame, linear: float, ax: Axes | None = None) -> Axes:
         return empty(ax)
     told, widest = [], 0.0
     for _, row in part.drop_duplicates("method").iterrows():
-        spectrum, i = rebuilt(row["item"]), int("SAM" in row["method"])
+        spectrum, i = Spectrum.from_dict(row["item"]), int("SAM" in row["method"])
         widest = max(widest, spectrum.scale)
         reach = coordinate(spectrum.scale, linear) + 4 * WIDTH
         places = np.linspace(-reach, reach, 800)

@@ -16,11 +16,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from saddlebook.curvature.modes import MODES
 from saddlebook.figures.style import BLUE, COLOURS, GREY, INK, ORANGE, panels, styled
 from saddlebook.findings.spectra import FALL, LAST, NONE, STAGES, pick
 from saddlebook.findings.spectra import label as class_number
 
-_MODES = {"as_published": ("as published", ORANGE, "s"), "clean": ("fixed", BLUE, "o")}
+_MODES = {
+    mode: (MODES[mode].label, *drawn)
+    for mode, drawn in {"as_published": (ORANGE, "s"), "clean": (BLUE, "o")}.items()
+}
 
 
 @styled

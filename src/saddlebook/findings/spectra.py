@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from saddlebook import studies
-from saddlebook.curvature.published import RELEASED
+from saddlebook.curvature.modes import MODES
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.experiment import Experiment
 
@@ -41,7 +41,7 @@ COLUMNS = (
     "method", "optimizer", "rho", "seed", "scale", "label", "classes", "n", "epoch",
     "stage", "mode", "recurrence", "data", "reported", *_PLAIN, *_ENDS,
     "lambda_min_bound", "lambda_max_bound", "nonconvexity", "nonconvexity_bound",
-    "slope", "fall", "pull", "item",
+    "slope", "fall", "item",
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def spectra(records: Iterable[Record]) -> pd.DataFrame:
     ``slope``: nats that the class's gradient promises over the step on which the
     curvature promises ``FALL``; at a saddle it is far smaller than that. ``fall``: nats
     by which the loss falls, mean of both ends of that step, which takes the gradient
-    out. ``pull``: ρ·abs(λmin) − ‖g‖, above zero where SAM is drawn to a saddle.
+    out.
     """
     rows = [
         _row(record, item)
@@ -71,7 +71,7 @@ def _row(record: Record, item: Mapping[str, Any]) -> dict[str, Any]:
     exp = record.experiment
     recurrence, data = split(item["mode"])
     low, high = item["converged"]
-    reported = recurrence in RELEASED and not (low and high)
+    reported = bool(MODES[recurrence].beta) and not (low and high)
     row = {"method": exp.method, "optimizer": exp.optimizer, "rho": exp.rho}
     row |= {"seed": exp.seed, "scale": exp.scale, "label": item["class"]}
     row |= {"classes": exp.num_classes}
@@ -97,7 +97,6 @@ def _derived(row: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, float
         "nonconvexity_bound": math.nan if math.isnan(ratio) else bound,
         "slope": item["gradient_norm"] * far,
         "fall": losses[len(losses) // 2] - (losses[0] + losses[-1]) / 2,
-        "pull": row["rho"] * abs(low) - item["gradient_norm"],
     }
 
 

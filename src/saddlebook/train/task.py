@@ -1,4 +1,4 @@
-"""An experiment made ready: its images on the device, its network and loss.
+"""Makes an experiment ready: its images on the device, its network and loss.
 
 Where ``Experiment`` meets data, models and losses; nothing here trains.
 Legend: N images, C classes.
@@ -84,18 +84,9 @@ def build_replica(
         exp.model, exp.num_classes, exp.width, exp.loss == "ldam", exp.seed
     )
     model = model.to(device, _DTYPES.get(exp.precision, torch.float32))
-    adjust = losses.adjustment(
-        exp.loss,
-        class_counts,
-        ldam_max_margin=exp.ldam_max_margin,
-        ldam_scale=exp.ldam_scale,
-        vs_gamma=exp.vs_gamma,
-        vs_tau=exp.vs_tau,
-    )
-    gamma = exp.focal_gamma if exp.loss == "focal" else None
     return Replica(
         model,
-        Objective(adjust, gamma),
+        objective(exp, class_counts),
         optimizer=exp.optimizer,
         momentum=exp.momentum,
         weight_decay=exp.weight_decay,
@@ -105,6 +96,20 @@ def build_replica(
         noise_seed=exp.seed,
         autocast=exp.precision == "bf16",
     )
+
+
+def objective(experiment: Experiment, class_counts: Sequence[int]) -> Objective:
+    """The training loss of an experiment."""
+    exp = experiment
+    adjust = losses.adjustment(
+        exp.loss,
+        class_counts,
+        ldam_max_margin=exp.ldam_max_margin,
+        ldam_scale=exp.ldam_scale,
+        vs_gamma=exp.vs_gamma,
+        vs_tau=exp.vs_tau,
+    )
+    return Objective(adjust, exp.focal_gamma if exp.loss == "focal" else None)
 
 
 def class_means(values: Tensor, labels: Tensor) -> Tensor:
