@@ -5,13 +5,12 @@ READY := .venv/.ready
 DEVICE ?= cpu
 WORKERS ?= 1
 PORT ?= 8000
-STUDIES := table1 control dynamics rho_ablation sam_timing bn_statistics weight_decay tuning optimizers curvature
 
 # Small networks on few cores: one thread a process is many times faster than all
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser lint type test quick lite full book serve bench check clean
+.PHONY: help setup browser lint type test quick lite full book lab serve bench check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -49,16 +48,20 @@ test: $(READY) browser  ## all tests, chapters and pages included
 quick: $(READY)  ## every chapter at smoke scale, training included, in a minute or two
 	$(BIN)/python -c 'from saddlebook import book; book.execute_all(scale="quick")'
 
-lite: $(READY)  ## the records of the laptop scale; needs SADDLEBOOK_DATA; resumable
-	for study in $(STUDIES); do $(BIN)/python -m saddlebook run $$study \
-	  --scale lite --workers $(WORKERS) || exit $$?; done
+lite: $(READY)  ## every record of the laptop scale, every chapter, the book; resumable
+	$(BIN)/python -m saddlebook reproduce --scale lite --workers $(WORKERS) $(DATA:%=--data %)
 
-full: $(READY)  ## the paper's own setting on a GPU; needs SADDLEBOOK_DATA; resumable
-	for study in $(STUDIES); do $(BIN)/python -m saddlebook run $$study \
-	  --scale full --device $(if $(filter cpu,$(DEVICE)),cuda,$(DEVICE)) || exit $$?; done
+full: $(READY)  ## the paper's own setting: make full DEVICE=cuda DATA=…; resumable
+	$(BIN)/python -m saddlebook reproduce --scale full --device $(DEVICE) \
+	  --workers $(WORKERS) $(DATA:%=--data %) $(LIMIT:%=--limit %)
 
 book: $(READY)  ## the book, from committed records, into _build/html
 	$(BIN)/python -m saddlebook book
+
+lab: $(READY)  ## JupyterLab on copies of the chapters, in _build/lab
+	$(BIN)/pip install --quiet --disable-pip-version-check jupyterlab
+	$(BIN)/python -c 'from saddlebook import book; book.export_all("_build/lab")'
+	$(BIN)/jupyter lab --notebook-dir _build/lab
 
 serve: book  ## the book at http://127.0.0.1:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)

@@ -10,19 +10,22 @@
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import pandas as pd
 from saddlebook import experiment, runner
 from saddlebook.book import Page
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import report
 
-page = Page(
-    "ch12_run_it_yourself", scale=scale, results=results, device=device
-)
+page = Page("ch12_run_it_yourself", vars())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 records = page.records("table1")
 seconds = pd.Series([r.timing["seconds"] for r in records])
 method = [r.experiment.method for r in records]
@@ -79,7 +82,7 @@ print(f"accuracy in percent: {record.accuracy.overall:.0f} overall")
 # What a scale changes, read from the library. Everything that is not in this table
 # stays as the experiment has it: loss, weights, learning rate, batch size, seed.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 scales = {
     name: at_scale(exp, name).to_dict() for name in experiment.SCALES
 }
@@ -131,7 +134,7 @@ page.table(changed, "The same experiment (CE+DRW+SAM) at the three scales")
 #
 # Seconds a run, measured, by method; {glue:text}`hours` hours in all.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 cost = seconds.groupby(method, sort=False).agg(["count", "median", "max"])
 page.table(
     cost.round(0).astype(int),

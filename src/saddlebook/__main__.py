@@ -1,4 +1,4 @@
-"""The command line: ``python -m saddlebook run|status|verify|book|spectra``.
+"""The command line: ``python -m saddlebook run|status|verify|reproduce|book|spectra``.
 
 exit codes: 0 ok · 2 usage · 3 data · 4 checkpoint or record corrupt · 5 numerical ·
 6 environment · 7 disk or memory · 8 locked · 9 verification failed · 75 stopped and
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from saddlebook import __version__, runner, studies
+from saddlebook import __version__, data, runner, studies, workers
 from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command import spectra
 from saddlebook.errors import (
@@ -31,8 +30,9 @@ from saddlebook.errors import (
 )
 from saddlebook.experiment import SCALES, Experiment
 from saddlebook.store import Store
+from saddlebook.studies import check_values, chosen_seeds
 
-_COMMANDS = ("run", "status", "verify", "book", "spectra")
+_COMMANDS = ("run", "status", "verify", "reproduce", "book", "spectra")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,24 +79,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = _command(commands, "run", _run, "train what a study lacks; resumable")
     _add_study(run)
-    run.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    run.add_argument(
-        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
-        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
-    )  # fmt: skip
-    run.add_argument("--work", default=runner.WORK, help="folder of checkpoints")
-    run.add_argument("--threads", type=int, default=1, help="of one run, on the CPU")
-    run.add_argument("--workers", type=int, default=1, help="processes on the CPU")
-    run.add_argument("--group", type=int, help="runs side by side on one device")
+    _add_machine(run)
     run.add_argument("--precision", help="instead of the study's: tf32, bf16, ...")
     run.add_argument("--only", help="methods, such as CE,CE+DRW+SAM")
-    run.add_argument("--quiet", action="store_true", help="no progress bar")
     status = _command(commands, "status", _status, "records done, missing, stale")
     _add_study(status, optional=True)
     status.add_argument("--work", default=runner.WORK)
     verify = _command(commands, "verify", _verify, "check every record")
     verify.add_argument("spectra", nargs="*", help="records of the spectra command")
     verify.add_argument("--results", default="results")
+    whole = _command(commands, "reproduce", _reproduce, "the whole paper; resumable")
+    whole.add_argument("--scale", default="full", help=", ".join(SCALES[:-1]))
+    whole.add_argument("--results", default="results")
+    whole.add_argument("--limit", type=float, help="seconds after which to stop")
+    whole.add_argument("--plan", action="store_true", help="only say what is to do")
+    _add_machine(whole)
     book = _command(commands, "book", _book, "execute the chapters, build the book")
     book.add_argument("--scale", default="lite")
     book.add_argument("--results", default="results")
@@ -112,25 +109,46 @@ def _command(commands: Any, name: str, action: Any, help_: str) -> Any:
     return command
 
 
+def _add_machine(command: Any) -> None:
+    """What a command takes that trains."""
+    add = command.add_argument
+    add("--device", default="cpu", help="cpu, cuda (all there are) or cuda:N")
+    add(
+        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
+        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
+    )  # fmt: skip
+    add("--work", default=runner.WORK, help="folder of checkpoints")
+    add("--threads", type=int, default=1, help="of one run, on the CPU")
+    add("--workers", type=int, default=1, help="processes on the CPU")
+    add("--group", type=int, help="runs side by side on one device")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
 def _add_study(command: Any, optional: bool = False) -> None:
     count = "?" if optional else None
     command.add_argument("study", nargs=count, help=", ".join(studies.STUDIES))
     command.add_argument("--scale", default="full", help=", ".join(SCALES))
     command.add_argument("--results", default="results")
+    command.add_argument(
+        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
+        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
+    )  # fmt: skip
+    command.add_argument("--dataset", default="", help="folder:NAME, your own images")
     command.add_argument("--seeds", help="such as 0,1,2; default: all of the study's")
 
 
 def _experiments(options: argparse.Namespace) -> list[Experiment]:
-    seeds = None
-    if options.seeds is not None:
-        try:
-            seeds = [int(part) for part in options.seeds.split(",")]
-        except ValueError:
-            raise UsageError(
-                f"--seeds {options.seeds!r} must be integers such as 0,1,2"
-            ) from None
+    check_values(
+        {"scale": options.scale, "precision": getattr(options, "precision", "")}
+        | {"workers": getattr(options, "workers", 1)}
+    )
+    seeds = chosen_seeds(options.seeds) or None
     names = [options.study] if options.study else list(studies.STUDIES)
-    chosen = [e for name in names for e in studies.named(name, options.scale, seeds)]
+    of = (options.scale, seeds, options.dataset)
+    chosen = [e for name in names for e in studies.named(name, *of)]
+    if options.dataset:
+        images = data.load(options.dataset, options.data)
+        chosen = [data.counted(e, images) for e in chosen]
     if only := getattr(options, "only", None):
         known = dict.fromkeys(e.method for e in chosen)
         wanted = [one_of("method", name.strip(), known) for name in only.split(",")]
@@ -142,49 +160,42 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
 
 def _run(options: argparse.Namespace) -> int:
     chosen = _experiments(options)
-    runner.check_device(options.device)
-    if options.workers > 1:
-        return _in_parallel(options.workers)
-    torch.set_num_threads(max(1, options.threads))
-    # denormal numbers make small gradients many times slower on the CPU
-    torch.set_flush_denormal(True)
+    crew = workers.devices(options.device, options.workers)
     store = Store(Path(options.results) / options.scale)
-    epochs = sum(e.epochs for e in store.missing(chosen))
-    progress = runner.Progress(epochs, show=not options.quiet)
+    missing = store.missing(chosen)
+    progress = runner.Progress.over(missing, show=not options.quiet and bool(missing))
+    places = {"results": options.results, "data_root": options.data}
+    places |= {"work": options.work, "group": options.group, "watcher": progress}
     with progress.signals():
         try:
-            runner.run_all(
-                chosen,
-                data_root=options.data,
-                device=options.device,
-                work=options.work,
-                results=options.results,
-                watcher=progress,
-                group=options.group,
-                note=lambda line: print(line, file=sys.stderr),
-            )
+            if len(crew) > 1:
+                workers.share(
+                    chosen, crew, note=_note, threads=options.threads, **places
+                )
+            else:
+                _run_here(chosen, crew[0], options.threads, places)
         finally:
             progress.close()
-            torch.set_flush_denormal(False)
             if progress.signal == signal.SIGINT:
                 raise KeyboardInterrupt
     print(f"{len(chosen)} records of {options.study} are in {store.path}")
     return 0
 
 
-def _in_parallel(workers: int) -> int:
-    """The same command several times; locks share the runs out among them."""
-    arguments = sys.argv[1:]
-    arguments[arguments.index("--workers") + 1] = "1"
-    command = [sys.executable, "-m", "saddlebook", *arguments]
-    children = [subprocess.Popen(command) for _ in range(workers)]
+def _run_here(
+    chosen: list[Experiment], device: str, threads: int, places: dict[str, Any]
+) -> None:
+    torch.set_num_threads(max(1, threads))
+    # denormal numbers make small gradients many times slower on the CPU
+    torch.set_flush_denormal(True)
     try:
-        codes = [child.wait() for child in children]
-    except KeyboardInterrupt:
-        codes = [child.wait() for child in children]
-        raise
-    # a worker that finds all that is left taken ends with 8; the others finish it
-    return max((code for code in codes if code != 8), default=8)
+        runner.run_all(chosen, device=device, note=_note, **places)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -227,6 +238,24 @@ def _verify_spectra(paths: list[str]) -> int:
 
 def _spectra(options: argparse.Namespace) -> int:
     return spectra.command(options, print)
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from saddlebook.book.reproduce import reproduce
+
+    check_values({"workers": options.workers})
+    one_of("scale", options.scale, SCALES[:-1])
+    pages = reproduce(
+        Path.cwd(), options.scale, results=options.results, limit=options.limit,
+        only_plan=options.plan, show=not options.quiet,
+        say=lambda line: print(line, flush=True),
+        crew=workers.devices(options.device, options.workers),
+        data_root=options.data, work=options.work, threads=options.threads,
+        group=options.group,
+    )  # fmt: skip
+    if pages:
+        print(f"the book is ready: open {pages.relative_to(Path.cwd())}/index.html")
+    return 0
 
 
 def _book(options: argparse.Namespace) -> int:

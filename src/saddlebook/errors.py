@@ -1,9 +1,10 @@
-"""Errors a user can act on: one line each, and the exit code of the command line."""
+"""Defines the errors a user can act on: one line each, and an exit code."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class SaddlebookError(Exception):
@@ -79,3 +80,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint ``did you mean ...? `` or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}? " if near else ""
+
+
+@contextmanager
+def explained(
+    what: str, todo: str, kind: type[SaddlebookError] = CorruptError
+) -> Iterator[None]:
+    """Turn whatever a foreign file makes its reader raise into one line.
+
+    Args:
+        what: Names the file and what it should be.
+        todo: What to do.
+        kind: Of the error.
+    """
+    try:
+        yield
+    except SaddlebookError:
+        raise
+    except Exception as error:
+        raise kind(f"{what} ({reason(error)}); {todo}") from error
+
+
+def reason(error: BaseException) -> str:
+    """An error of Python or of a library in at most one line."""
+    text = getattr(error, "strerror", None) or str(error)
+    return next(iter(str(text).splitlines()), "")[:200] or type(error).__name__

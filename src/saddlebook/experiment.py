@@ -1,4 +1,4 @@
-"""What to run: one frozen, flat, validated description, its key, and its scales.
+"""Describes what to run: one frozen, validated dataclass, its key and its scales.
 
 Knows names and numbers only; nothing here trains or touches a file.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from saddlebook.errors import UsageError, one_of
 
 SCALES = ("full", "lite", "quick")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
 _MILESTONES = (10, 50, 100, 160, 170, 190, 200)  # of the paper's dynamics figure
 # Name: (classes, images of the largest class before the cut, pixels)
 DATASETS = {
@@ -22,23 +24,25 @@ DATASETS = {
     "cifar100": (100, 500, 32),
     "digits": (10, 80, 8),
 }
+OWN = "folder:"  # before the name of a folder of a user's own images
+_OWN_NAME = re.compile(OWN + r"[A-Za-z0-9][\w.-]*")
 _CHOICES = {
     "scale": SCALES,
-    "dataset": tuple(DATASETS),
-    "imbalance": ("exp", "step"),
+    "dataset": (*DATASETS, OWN + "NAME"),
+    "imbalance": ("exp", "step", "as_is"),
     "model": ("resnet32", "resnet8"),
     "loss": ("ce", "ldam", "vs", "focal"),
     "reweight": ("none", "effective", "drw"),
     "optimizer": ("sgd", "sam", "pgd", "lpf"),
     "sam_epochs": ("all", "before", "after"),
     "sam_bn": ("both", "first"),
-    "precision": ("fp32", "tf32", "bf16", "fp64"),
+    "precision": PRECISIONS,
 }
 _AT_LEAST = {
     "imbalance_factor": 1, "width": 1, "epochs": 1, "batch_size": 2, "lpf_samples": 1,
     "test_every": 1, "drw_epoch": 0, "seed": 0, "image_size": 4, "rho": 0, "noise": 0,
     "weight_decay": 0, "momentum": 0, "vs_gamma": 0, "focal_gamma": 0, "max_count": 1,
-    "spectra_images": 1,
+    "spectra_images": 1, "classes": 3,
 }  # fmt: skip
 # Field: (the field that heeds it, by which of its values). Anything else would be the
 # same training under another key
@@ -54,6 +58,8 @@ _HEEDED = {
     "ldam_scale": ("loss", ("ldam",)),
     "focal_gamma": ("loss", ("focal",)),
     "beta": ("reweight", ("effective", "drw")),
+    "imbalance_factor": ("imbalance", ("step", "exp")),
+    "max_count": ("imbalance", ("step", "exp")),
 }
 _NEEDED = {"sam": "rho", "pgd": "noise", "lpf": "noise"}  # 0 would be SGD
 
@@ -64,9 +70,10 @@ class Experiment:
 
     Attributes:
         scale: ``full`` (the paper's setting), ``lite`` or ``quick``; see ``at_scale``.
-        dataset: ``cifar10``, ``cifar100`` or ``digits``.
+        dataset: ``cifar10``, ``cifar100``, ``digits``, or ``folder:NAME`` for your own
+            images in class folders (``data.load`` says where).
         imbalance_factor: n_max/n_min, at least 1.
-        imbalance: ``exp`` or ``step``.
+        imbalance: ``exp`` or ``step``; ``as_is`` keeps the counts of your own images.
         max_count: Images of the largest class; None is all of them.
         image_size: Pixels; smaller than the dataset's means box-averaged.
         model: ``resnet32`` or ``resnet8``; LDAM takes a cosine head.
@@ -97,6 +104,8 @@ class Experiment:
         spectra_at: Epochs whose class spectra are measured.
         spectra_images: Most images of a class that its spectra use; None is all.
         seed: Of initial weights, order and augmentation; the split is always seed 0.
+        classes: Of your own images, their number; ``run`` fills it in.
+        images_digest: Of your own images, 16 hex digits; ``run`` fills it in.
 
     Raises:
         UsageError: A value out of range, an unknown name, or a value that the other
@@ -136,13 +145,16 @@ class Experiment:
     spectra_at: tuple[int, ...] = ()
     spectra_images: int | None = None
     seed: int = 0
+    classes: int | None = None
+    images_digest: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = _typed(field.name, field.default, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         for name, known in _CHOICES.items():
-            one_of(name, getattr(self, name), known)
+            if not (name == "dataset" and self.is_own):
+                one_of(name, getattr(self, name), known)
         self._check_ranges()
         self._check_heeded()
 
@@ -157,6 +169,13 @@ class Experiment:
                 )
         if self.spectra_images and not self.spectra_at:
             raise UsageError("spectra_images has no effect without spectra_at")
+        if not self.is_own and (self.classes or self.images_digest):
+            raise UsageError("classes and images_digest are of folder:NAME only")
+        if not self.is_own and self.imbalance == "as_is":
+            raise UsageError(
+                f"imbalance 'as_is' is of folder:NAME only; {self.dataset} has equal "
+                "classes: take imbalance_factor=1"
+            )
         needed = _NEEDED.get(self.optimizer)
         if needed and not getattr(self, needed):
             raise UsageError(
@@ -224,7 +243,9 @@ class Experiment:
     @property
     def slug(self) -> str:
         """Readable file name, unique together with the key."""
-        data = f"{self.dataset}lt{self.imbalance_factor:g}"
+        data = f"{self.dataset.removeprefix(OWN)}lt{self.imbalance_factor:g}"
+        if self.imbalance == "as_is":
+            data = f"{self.dataset.removeprefix(OWN)}-as-is"
         method = self.method.lower().replace(" ", "-").replace("+", "-")
         return f"{data}_{method}_s{self.seed}_{self.key}"
 
@@ -244,14 +265,24 @@ class Experiment:
         return "+".join(parts) + suffix
 
     @property
+    def is_own(self) -> bool:
+        """Whether the images are the user's own."""
+        return bool(_OWN_NAME.fullmatch(self.dataset))
+
+    @property
     def num_classes(self) -> int:
         """C, of the dataset."""
-        return DATASETS[self.dataset][0]
+        if self.is_own and self.classes is None:
+            raise UsageError(
+                f"the classes of {self.dataset} are not counted yet; run does that, or "
+                "data.counted(experiment, data.load(experiment.dataset, root))"
+            )
+        return self.classes or DATASETS[self.dataset][0]
 
     @property
     def largest_class(self) -> int:
-        """n_max: ``max_count``, or all images of a class."""
-        return self.max_count or DATASETS[self.dataset][1]
+        """n_max: ``max_count``, or all images of a class; 0 for own images as is."""
+        return self.max_count or (0 if self.is_own else DATASETS[self.dataset][1])
 
 
 def _typed(name: str, default: Any, value: Any) -> Any:
@@ -259,7 +290,7 @@ def _typed(name: str, default: Any, value: Any) -> Any:
     try:
         if name == "spectra_at":
             return tuple(sorted({_whole(epoch) for epoch in value}))
-        if name in ("max_count", "spectra_images"):
+        if name in ("max_count", "spectra_images", "classes"):
             return None if value is None else _whole(value)
         if isinstance(default, str):
             if not isinstance(value, str):
@@ -305,7 +336,7 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
     less imbalance, 16 pixels, a ResNet-8, 150 epochs and a smaller radius. ``quick``
     is seconds on scikit-learn's digits and no evidence. ``spectra_at`` is mapped in
     proportion before and after the switch; at ``quick`` it is the last epoch, with the
-    switch before it where several were wanted.
+    switch before it where several were wanted. Your own images stay, with their counts.
 
     Raises:
         UsageError: Unknown scale, or an experiment that is not ``full``.
@@ -318,6 +349,9 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
     changes: dict[str, Any] = {"scale": scale, "spectra_images": None}
     changes |= {"precision": "fp32", "test_every": 1}
     changes |= _LITE if scale == "lite" else _QUICK
+    if experiment.is_own:
+        for name in ("dataset", "max_count", "imbalance_factor"):
+            changes.pop(name, None)
     if experiment.dataset == "cifar100" and scale == "lite":
         changes |= {"max_count": 250}
     factor = _LITE_RHO.get(experiment.loss, 0.6) if scale == "lite" else 0.2

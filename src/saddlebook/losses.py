@@ -1,4 +1,4 @@
-"""Losses for long-tailed classes, class weights and when they are switched on.
+"""Defines losses for long-tailed classes, and the weights of the classes.
 
 Knows logits, targets and class counts; no network, no optimizer.
 Legend: N examples, C classes, n_y training images of class y.

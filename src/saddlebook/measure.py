@@ -32,8 +32,8 @@ _RTOL = 0.01
 def plan(experiment: Experiment) -> list[dict[str, Any]]:
     """What is measured at ``experiment.spectra_at``, in order.
 
-    Of a single epoch: clean spectra of every class. Of several, as in the dynamics
-    figure: at every epoch, clean and as released, the rare half of the classes (all but
+    Of a single epoch, and of own images: clean spectra of every class. Of several, as
+    in the dynamics figure: at every epoch, clean and as released, the rare half of the classes (all but
     one); clean, the third class, and the first one at the ends and the switch. At the
     last epoch also: clean spectra of all classes, the first and third as released, and
     for a few classes the 2×2 table of causes, frozen augmentations, batch statistics,
@@ -43,8 +43,8 @@ def plan(experiment: Experiment) -> list[dict[str, Any]]:
     if not epochs:
         return []
     classes = range(experiment.num_classes)
-    if len(epochs) == 1:
-        return [_item(epochs[0], c, "clean") for c in classes]
+    if len(epochs) == 1 or experiment.is_own:
+        return [_item(epoch, c, "clean") for epoch in epochs for c in classes]
     rare, last = list(classes[len(classes) // 2 :]), epochs[-1]
     head, third = classes[0], classes[2]
     few = (rare[0], rare[-2], rare[-1])

@@ -1,4 +1,4 @@
-"""Networks of the paper: the CIFAR ResNet with a linear or cosine head, ResNet-50.
+"""Builds the networks of the paper: the CIFAR ResNet with a linear or cosine head.
 
 Knows architectures and their initialisation; no loss, no data.
 Legend: N images, C classes, D features.

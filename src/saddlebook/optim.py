@@ -1,6 +1,6 @@
-"""SAM for users' own loops, and the schedules as pure functions of the epoch.
+"""Gives SAM to users' own loops, and every schedule as a function of the epoch.
 
-``SAM`` wraps any torch optimizer. The project's training loop (``train.py``) does the
+``SAM`` wraps any torch optimizer. The project's training loop (``train``) does the
 same on one flat tensor; tests hold one against the other. Its rivals have a step there
 only, in ``engine.py``:
 

@@ -1,30 +1,45 @@
-"""Who follows a training at the command line: a bar, and the request to stop."""
+"""One bar over all the work of some runs, and the request to stop them."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
+from saddlebook import effort
 from saddlebook.experiment import Experiment
 
 
 class Progress:
-    """A progress bar over the epochs of all runs, and the request to stop.
+    """A progress bar and the request to stop.
 
     Args:
-        total: Epochs of all runs, or other units of work.
+        total: Units of work in all.
         show: Draw the bar.
-        unit: Name of what is counted.
+        unit: Name of what is counted; none: only the share of the whole is shown.
+        file: Where to draw; None: stderr.
     """
 
-    def __init__(self, total: int, show: bool = True, unit: str = "epoch") -> None:
+    def __init__(
+        self,
+        total: float,
+        show: bool = True,
+        unit: str = "",
+        file: TextIO | None = None,
+    ) -> None:
         self._stop = threading.Event()
         self.signal = 0
-        self._bar = _bar(total, unit) if show else None
+        self._bar: Any = _bar(total, unit, file or sys.stderr) if show else None
+        self._parts: dict[tuple[str, str], float] = {}
+        self._worked = 0.0
+
+    @classmethod
+    def over(cls, experiments: Sequence[Experiment], **options: Any) -> Progress:
+        """Of the training and measuring of these runs."""
+        return cls(effort.total(experiments), **options)
 
     def stop(self) -> None:
         """Ask for a stop after the current step; asking twice changes nothing."""
@@ -34,14 +49,43 @@ class Progress:
         """Whether a stop was asked for."""
         return self._stop.is_set()
 
+    @property
+    def worked(self) -> float:
+        """Units done since the beginning, without what was done before."""
+        return self._worked
+
     def epoch_done(self, experiment: Experiment, row: dict[str, Any]) -> None:
         """Move on by one epoch and show the newest loss."""
-        if self._bar is None:
-            return
-        name = f"{experiment.method} seed {experiment.seed}"
-        self._bar.set_description(name, refresh=False)
-        self._bar.set_postfix_str(f"loss {row['train_loss']:.3f}", refresh=False)
-        self._bar.update()
+        share, step = row["epoch"] / experiment.epochs, 1 / experiment.epochs
+        told = f"epoch {row['epoch']}, loss {row['train_loss']:.3f}"
+        work = effort.training(experiment)
+        self._reach("train", experiment.training, share * work, step * work, told)
+
+    def measuring(
+        self, experiment: Experiment, done: float, total: float, what: str
+    ) -> None:
+        """Move to the share ``done / total`` of a run's spectra."""
+        if total:
+            before = effort.training(experiment)
+            self._reach("train", experiment.training, before, 0, what)
+            work = effort.measuring(experiment) * done / total
+            self._reach("measure", experiment, work, work, what)
+
+    def _reach(
+        self, what: str, run: Experiment, work: float, step: float, told: str
+    ) -> None:
+        """Count ``work`` of a run as done, all but ``step`` of it from before."""
+        key, bar = (what, run.key), self._bar
+        new = key not in self._parts
+        before = work - step if new else self._parts[key]
+        self._parts[key] = work
+        self._worked += work - before
+        if bar is not None:
+            bar.n += before if new else 0
+            bar.initial += before if new else 0  # not in the rate, so in the time left
+            bar.set_description(f"{run.method} seed {run.seed}", refresh=False)
+            bar.set_postfix_str(told, refresh=False)
+            bar.update(min(work - before, bar.total - bar.n))  # rounding: never over
 
     def at(self, done: int, text: str) -> None:
         """Move to ``done`` units in all, and say what is under way."""
@@ -78,10 +122,14 @@ class Progress:
                 signal.signal(number, handler)
 
 
-def _bar(total: int, unit: str) -> Any:
+_SHARE = "{desc}{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
+
+
+def _bar(total: float, unit: str, file: TextIO) -> Any:
     """A bar, or None where tqdm is not installed: it is a comfort, no need."""
     try:
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(total=total, unit=unit, file=sys.stderr, mininterval=1)
+    form = {"unit": unit} if unit else {"bar_format": _SHARE}
+    return tqdm(total=total, file=file, mininterval=1, smoothing=0, **form)

@@ -1,4 +1,4 @@
-"""What one experiment gave: curves, results per class, spectra, timing, provenance.
+"""Holds what one experiment gave: curves, results per class, spectra, provenance.
 
 A record is one JSON file of at most 192 KiB, checked when made and when read, so that a
 number taken from it is the number that was measured.
@@ -50,7 +50,8 @@ class Record:
         curves: Lists of one length: ``epoch`` (from 1), ``train_loss`` (nats/example),
             ``accuracy``, ``head``, ``mid``, ``tail`` (percent, test), ``lr``.
         per_class: Lists ``[C]``: ``class_counts``, ``last_accuracy``,
-            ``best_accuracy`` (percent, at ``best_epoch``), ``train_loss`` (last epoch).
+            ``best_accuracy`` (percent, at ``best_epoch``), ``train_loss`` (last
+            epoch); of own images also ``class_names``.
         best_epoch: Of the highest overall test accuracy, the released code's choice.
         timing: ``seconds``, ``device``, ``threads`` and more.
         provenance: ``Provenance.to_dict()``.
@@ -116,10 +117,13 @@ class Record:
                 and all(isinstance(value, int | float) for value in values),
                 f"{name} is not {exp.num_classes} numbers",
             )
-        counts = data.class_counts(
-            exp.largest_class, exp.num_classes, exp.imbalance_factor, exp.imbalance
-        )
-        _require(self.per_class["class_counts"] == counts, "class_counts are others")
+        if exp.imbalance != "as_is":
+            counts = data.class_counts(
+                exp.largest_class, exp.num_classes, exp.imbalance_factor, exp.imbalance
+            )
+            _require(
+                self.per_class["class_counts"] == counts, "class_counts are others"
+            )
         for name in ("last_accuracy", "best_accuracy"):
             _require(_percentages(self.per_class[name]), f"{name} is no percentage")
         last = self.curves["accuracy"][-1]
@@ -154,9 +158,9 @@ class Record:
         return self.experiment.key
 
     @property
-    def groups(self) -> dict[str, range]:
+    def groups(self) -> dict[str, Sequence[int]]:
         """Head, mid and tail classes."""
-        return data.class_groups(self.experiment.num_classes)
+        return data.groups(self.experiment, self.per_class["class_counts"])
 
     @property
     def accuracy(self) -> Accuracy:
@@ -189,7 +193,7 @@ class Record:
         return str(self.provenance.get("curvature", ""))
 
     def _grouped(self, name: str) -> Accuracy:
-        # every test set here has the same number of images in each class
+        # each class counts alike: the built-in test sets are balanced, own need not be
         values = self.per_class[name]
         groups = (_mean([values[y] for y in group]) for group in self.groups.values())
         return Accuracy(_mean(values), *groups)

@@ -1,4 +1,4 @@
-"""Experiments to Records: what is missing is trained, measured and stored.
+"""Makes records of experiments: trains, measures and stores what is missing.
 
 The only module that joins training, measuring and the store.
 """
@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -32,9 +33,18 @@ from saddlebook.train import ALIKE, Outcome, Watcher, train
 from saddlebook.train.graphs import arithmetic
 
 WORK = ".saddlebook"  # checkpoints and exported weights; not kept in git
-_SIDE_BY_SIDE = 12  # a group's checkpoints fit a transfer of 48 MiB
+SIDE_BY_SIDE = 12  # a group's checkpoints fit a transfer of 48 MiB
 # Runs of one shape cost the same and differ in tensors and numbers only
 _SHAPE = (*ALIKE, "model", "width", "optimizer", "epochs")
+
+
+class Follower(Watcher, Protocol):
+    """Who follows runs: told of every epoch and of the spectra, asked at every step."""
+
+    def measuring(
+        self, experiment: Experiment, done: float, total: float, what: str
+    ) -> None:
+        """Called as the spectra of a run are measured, ``done`` of ``total``."""
 
 
 def run(
@@ -44,7 +54,7 @@ def run(
     device: str = "cpu",
     work: str | Path = WORK,
     results: str | Path | None = None,
-    watcher: Watcher | None = None,
+    watcher: Follower | None = None,
 ) -> Record:
     """Train one experiment, measure it, return its Record.
 
@@ -52,7 +62,8 @@ def run(
 
     Args:
         experiment: What to run.
-        data_root: Where CIFAR lies; None is the user's cache folder.
+        data_root: Where CIFAR, or the folder of your own images, lies; None is the
+            user's cache folder.
         device: Torch device.
         work: Folder for checkpoints.
         results: Folder of stores (``<results>/<scale>``) to read from and write to, or
@@ -79,7 +90,7 @@ def run_all(
     device: str = "cpu",
     work: str | Path = WORK,
     results: str | Path | None = None,
-    watcher: Watcher | None = None,
+    watcher: Follower | None = None,
     note: Callable[[str], None] = lambda line: None,
     group: int | None = None,
     dataset: data.Dataset | None = None,
@@ -106,14 +117,15 @@ def run_all(
         Records in the order of ``experiments``.
     """
     check_device(device)
-    size = group or (1 if device == "cpu" else _SIDE_BY_SIDE)
+    size = group or (1 if device == "cpu" else SIDE_BY_SIDE)
     folder = None if results is None else Path(results)
     job = _Job(data_root, dataset, device, Path(work), folder, watcher, note)
+    experiments = [job.counted(experiment) for experiment in experiments]
     for together in alike(list(dict.fromkeys(experiments)), size):
         job.run(together)
     if job.troubles:
         raise job.troubles[0]
-    return [job.done[experiment.key] for experiment in experiments]
+    return [job.done[experiment] for experiment in experiments]
 
 
 def alike(experiments: Sequence[Experiment], size: int) -> list[list[Experiment]]:
@@ -145,9 +157,9 @@ class _Job:
     device: str
     work: Path
     results: Path | None
-    watcher: Watcher | None
+    watcher: Follower | None
     note: Callable[[str], None]
-    done: dict[str, Record] = field(default_factory=dict)
+    done: dict[Experiment, Record] = field(default_factory=dict)
     troubles: list[SaddlebookError] = field(default_factory=list)
 
     def run(self, group: Sequence[Experiment]) -> None:
@@ -159,6 +171,12 @@ class _Job:
             if mine:
                 self._train(mine)
 
+    def counted(self, experiment: Experiment) -> Experiment:
+        """The experiment with what only its images tell."""
+        if not experiment.is_own or experiment.images_digest:
+            return experiment
+        return data.counted(experiment, self._images(experiment.dataset))
+
     def _store(self, experiment: Experiment) -> Store | None:
         return None if self.results is None else Store(self.results / experiment.scale)
 
@@ -166,7 +184,7 @@ class _Job:
         store = self._store(experiment)
         record = store.get(experiment) if store else None
         if record is not None:
-            self.done[experiment.key] = record
+            self.done[experiment] = record
         return record is not None
 
     def _locked(self, experiment: Experiment, locks: ExitStack) -> bool:
@@ -221,15 +239,20 @@ class _Job:
         self, experiment: Experiment, outcome: Outcome, origin: Provenance
     ) -> None:
         dataset = self._images(experiment.dataset)
-        halted = self.watcher.stopped if self.watcher else lambda: False
+        told: dict[str, Any] = {}
+        if self.watcher:
+            told["halted"] = self.watcher.stopped
+            told["progress"] = partial(self.watcher.measuring, experiment)
         with arithmetic("fp32"):  # ordered, and never TF32: bounds want every digit
             spectra = measure.spectra(
-                experiment, dataset, outcome.weights, self.device, halted
+                experiment, dataset, outcome.weights, self.device, **told
             )
-        record = assemble(experiment, outcome, spectra, origin.after(outcome.seconds))
+        origin = origin.after(outcome.seconds)
+        names = dataset.class_names if experiment.is_own else None
+        record = assemble(experiment, outcome, spectra, origin, names)
         if store := self._store(experiment):
             store.add(record)
-        self.done[experiment.key] = record
+        self.done[experiment] = record
 
 
 def assemble(
@@ -237,19 +260,21 @@ def assemble(
     outcome: Outcome,
     spectra: Sequence[dict[str, Any]],
     provenance: Provenance,
+    class_names: Sequence[str] | None = None,
 ) -> Record:
     """Bring an outcome into a record's form."""
     history = outcome.history
     best = max(history, key=lambda row: sum(row["per_class"]))
     return Record(
         experiment=experiment,
-        curves=_curves(history, experiment),
+        curves=_curves(history, data.groups(experiment, outcome.class_counts)),
         per_class={
             "class_counts": list(outcome.class_counts),
             "last_accuracy": history[-1]["per_class"],
             "best_accuracy": best["per_class"],
             "train_loss": outcome.train_loss,
-        },
+        }
+        | ({"class_names": list(class_names)} if class_names else {}),
         best_epoch=best["epoch"],
         spectra=tuple(spectra),
         timing={
@@ -264,7 +289,7 @@ def assemble(
 
 
 def _curves(
-    history: Sequence[dict[str, Any]], experiment: Experiment
+    history: Sequence[dict[str, Any]], groups: dict[str, Sequence[int]]
 ) -> dict[str, list[Any]]:
     """All tested epochs; the record thins them."""
     curves: dict[str, list[Any]] = {
@@ -272,13 +297,13 @@ def _curves(
         for name in ("epoch", "train_loss", "lr", "per_class")
     }
     curves["accuracy"] = [_mean(row["per_class"]) for row in history]
-    for name, group in data.class_groups(experiment.num_classes).items():
+    for name, group in groups.items():
         curves[name] = [_mean([row["per_class"][c] for c in group]) for row in history]
     return curves
 
 
 def _mean(values: Sequence[float]) -> float:
-    # the test sets are balanced, so the mean over classes is the accuracy
+    # the mean over classes: of a balanced test set, the accuracy
     return sum(values) / len(values)
 
 

@@ -1,16 +1,23 @@
-"""A folder of records: one file per run, written whole, checked on reading, a table."""
+"""Keeps records in a folder: one file per run, written whole and checked when read."""
 
 from __future__ import annotations
 
 import fnmatch
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saddlebook.disk.files import load_json, write_whole
+from saddlebook.disk.files import parse_json, read_whole, write_whole
 from saddlebook.disk.provenance import Provenance as Provenance
-from saddlebook.errors import CorruptError, MachineError, UsageError, VerifyError
+from saddlebook.errors import (
+    CorruptError,
+    MachineError,
+    UsageError,
+    VerifyError,
+    reason,
+)
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.record import MAX_BYTES, Record
 from saddlebook.record import Accuracy as Accuracy
@@ -39,6 +46,7 @@ def find(
     experiments: Iterable[Experiment],
     results: str | Path = RESULTS,
     scale: str | None = None,
+    precision: str = "",
 ) -> Found:
     """Records of experiments that are there; the only answer to that question.
 
@@ -46,12 +54,16 @@ def find(
         experiments: At ``full`` scale, or at ``scale``; repeats count once.
         results: Folder with one folder of records per scale.
         scale: Where to look; None: ``full`` where all are there, else ``lite``.
+        precision: Instead of the scale's own.
     """
-    wanted = list(dict.fromkeys(experiments))
+    wanted = list(experiments)
     if scale is None:
-        complete = not Store(Path(results) / "full").missing(wanted)
-        scale = "full" if complete else "lite"
-    mapped = list(dict.fromkeys(at_scale(exp, scale) for exp in wanted))
+        found = find(wanted, results, "full", precision)
+        return found if not found.missing else find(wanted, results, "lite", precision)
+    mapped = [at_scale(exp, scale) for exp in wanted]
+    if precision:
+        mapped = [replace(exp, precision=precision) for exp in mapped]
+    mapped = list(dict.fromkeys(mapped))
     store = Store(Path(results) / scale)
     missing = store.missing(mapped)
     return Found(scale, store.records(e for e in mapped if e not in missing), missing)
@@ -82,10 +94,15 @@ class Store:
             ResourceError: The disk is full.
             MachineError: The folder cannot be written.
         """
-        for path in self._paths(record.experiment):
-            if path.read_bytes() != record.to_bytes() and not replace:
-                raise UsageError(f"{path} is there already; move it away to replace it")
-        return write_whole(self._path(record.experiment), record.to_bytes())
+        exp, content = record.experiment, record.to_bytes()
+        try:
+            if not replace and (found := self.get(exp)) and found != record:
+                raise FileExistsError
+            return write_whole(self._path(exp), content, replace or found is not None)
+        except FileExistsError:
+            raise UsageError(
+                f"{self._path(exp)} is there already; move it away to replace it"
+            ) from None
 
     def get(self, experiment: Experiment) -> Record | None:
         """The record of an experiment, or None.
@@ -94,7 +111,7 @@ class Store:
             CorruptError: Its file is damaged, foreign or of another experiment.
         """
         paths = self._paths(experiment)
-        return _read(paths[0]) if paths else None
+        return _read(paths[0], experiment) if paths else None
 
     def records(
         self, experiments: Iterable[Experiment] | None = None, study: str = "STUDY"
@@ -111,7 +128,7 @@ class Store:
         if missing := self.missing(wanted):
             there = len(wanted) - len(missing)
             raise UsageError(lacking(self.path, missing, there, study))
-        return [_read(self._paths(experiment)[0]) for experiment in wanted]
+        return [_read(self._paths(exp)[0], exp) for exp in wanted]
 
     def missing(self, experiments: Iterable[Experiment]) -> list[Experiment]:
         """Those without a record."""
@@ -129,6 +146,8 @@ class Store:
                 records.append(_read(path))
                 if path != self._path(records[-1].experiment):
                     faults.append(f"{path}: not the name of its experiment")
+                if len(self._paths(records[-1].experiment)) > 1:
+                    faults.append(f"{path}: its key stands for another file too")
             except CorruptError as error:
                 faults.append(str(error))
         faults += _mixed_data(records)
@@ -137,7 +156,7 @@ class Store:
         return records
 
     def table(self, records: Sequence[Record] | None = None) -> pd.DataFrame:
-        """One row a record: experiment, accuracies (percent), tail train loss, time."""
+        """One row per record: experiment, accuracies (percent), tail loss, time."""
         import pandas as pd
 
         chosen = self.records() if records is None else records
@@ -165,23 +184,27 @@ class Store:
         return [self.path / name for name in sorted(fnmatch.filter(names, pattern))]
 
 
-def _read(path: Path) -> Record:
+def _read(path: Path, wanted: Experiment | None = None) -> Record:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CorruptError("larger than a record may be")
-        record = Record.from_dict(load_json(path))
+        record = Record.from_dict(parse_json(read_whole(path, MAX_BYTES)))
         if record.key not in path.name:
-            raise CorruptError(f"the record of another experiment, {record.key}")
-    except (CorruptError, OSError, RecursionError) as error:
-        reason = str(error).removeprefix(f"{path} ")
-        raise CorruptError(f"{path}: {reason}; restore it or run it again") from error
+            raise ValueError(f"the record of another experiment, {record.key}")
+    except Exception as error:  # others may have written it
+        why = f"{path}: {reason(error)}; restore it or run it again"
+        raise CorruptError(why) from error
+    if wanted not in (None, record.experiment):
+        raise CorruptError(
+            f"{path} is of another experiment with the same key, {record.key}: eight "
+            "digits cannot tell them apart; give yours another seed"
+        )
     return record
 
 
 def _mixed_data(records: Sequence[Record]) -> list[str]:
     digests: dict[str, dict[str, str]] = {}
     for record in records:
-        known = digests.setdefault(record.experiment.dataset, {})
+        exp = record.experiment  # own images may change: their digest is in the key
+        known = digests.setdefault(exp.dataset + exp.images_digest, {})
         known.setdefault(record.provenance["data_digest"], record.experiment.slug)
     return [
         f"records of {name} come from different images: {', '.join(known.values())}"

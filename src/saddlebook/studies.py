@@ -1,4 +1,4 @@
-"""Every table and figure of the paper, and the controls it lacks, as Experiments.
+"""Lists every table and figure of the paper, and the controls it lacks, as data.
 
 Data only. Each study returns the ``full`` experiments; ``at_scale`` maps them. ``full``
 is the paper's setting in bf16, tested every fifth epoch and at the epochs of its
@@ -11,13 +11,13 @@ both CIFARs; VS, PGD and LPF-SGD settings were not published and are ours (verdi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from saddlebook.errors import one_of
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.errors import UsageError, one_of
+from saddlebook.experiment import PRECISIONS, SCALES, Experiment, at_scale
 
 SEEDS = (0, 1, 2, 3, 4)  # all reported seeds, listed in advance
 TUNING_SEEDS = (100, 101, 102)  # for choosing settings, never reported
@@ -42,6 +42,7 @@ NOISES = (
 # The best overall accuracy of each in ``tuning`` at lite, as a test asserts
 _PGD: dict[str, Any] = {"optimizer": "pgd", "noise": 1.0}
 _LPF: dict[str, Any] = {"optimizer": "lpf", "noise": 8e-3}
+_SEEDS = (*SEEDS, *FRESH_SEEDS, *TUNING_SEEDS)
 _FULL: dict[str, Any] = {"precision": "bf16", "test_every": 5}
 
 
@@ -256,15 +257,29 @@ STUDIES: dict[str, Callable[..., list[Experiment]]] = {
 
 
 def named(
-    name: str, scale: str = "full", seeds: Sequence[int] | None = None
+    name: str,
+    scale: str = "full",
+    seeds: Sequence[int] | None = None,
+    dataset: str = "",
 ) -> list[Experiment]:
     """Experiments of the study ``name`` at ``scale``, without repeats.
+
+    Args:
+        name: Of ``STUDIES``.
+        scale: ``full``, ``lite`` or ``quick``.
+        seeds: Instead of the study's.
+        dataset: ``folder:NAME`` puts the study on your own images, with their counts as
+            they are; the radii are the study's.
 
     Raises:
         UsageError: Unknown study or scale, with the nearest name.
     """
     study = STUDIES[one_of("study", name, STUDIES)]
     full = study(seeds=seeds) if seeds is not None else study()
+    if dataset:
+        as_is: dict[str, Any] = {"imbalance": "as_is", "max_count": None}
+        as_is["imbalance_factor"] = Experiment.imbalance_factor
+        full = [replace(e, dataset=dataset, **as_is) for e in full]
     return list(dict.fromkeys(at_scale(e, scale) for e in full))
 
 
@@ -290,3 +305,41 @@ def commands(experiments: Sequence[Experiment]) -> list[str]:
 @cache
 def _members(study: str, scale: str) -> frozenset[Experiment]:
     return frozenset(named(study, scale))
+
+
+def chosen_seeds(given: object) -> list[int]:
+    """Seeds as ``0,1,2``, one number or a list; none given: an empty list.
+
+    Raises:
+        UsageError: Not whole numbers, or not seeds of any study.
+    """
+    parts = given if isinstance(given, list | tuple) else str(given or "").split(",")
+    if given == 0 and not isinstance(given, bool):
+        parts = [0]
+    try:
+        seeds = [int(str(part)) for part in parts if str(part).strip()]
+    except ValueError:
+        raise UsageError(f"seeds {given!r} must be integers such as 0,1,2") from None
+    if odd := [seed for seed in seeds if seed not in _SEEDS]:
+        known = ", ".join(map(str, _SEEDS))
+        raise UsageError(f"seed {odd[0]} is in no study; the studies' are {known}")
+    return seeds
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Refuse what a chapter's parameter or an option of this name cannot be.
+
+    Raises:
+        UsageError: Names the parameter, and the nearest value there is.
+    """
+    for name, value in given.items():
+        if name == "scale":
+            one_of("scale", value, SCALES)
+        elif name == "device":
+            one_of("device", str(value).split(":")[0], ("cpu", "cuda"))
+        elif name == "precision" and value:
+            one_of("precision", value, PRECISIONS)
+        elif name == "seeds":
+            chosen_seeds(value)
+        elif name == "workers" and value < 1:
+            raise UsageError(f"workers {value} must be at least 1")

@@ -25,11 +25,16 @@ HEAD = """# %% [markdown]
 scale = "lite"
 device = "cpu"
 results = "results"
+data = ""
+train = False
+seeds = ""
+precision = ""
+workers = 1
 
 # %% tags=["hide-input"]
 from saddlebook.book import Page
 
-page = Page("ch01_toy", scale=scale, results=results, device=device)
+page = Page("ch01_toy", vars())
 
 """
 FOOTER = """
@@ -89,7 +94,7 @@ def test_a_chapter_without_footer_fails_although_every_cell_ran(chapter):
 def test_missing_records_name_the_command(chapter):
     path = chapter('records = page.records("table1_cifar100")')
     with pytest.raises(
-        VerifyError, match="saddlebook run table1_cifar100 --scale lite"
+        VerifyError, match=r"run table1_cifar100 --scale lite.*train=True"
     ):
         run(path)
 
@@ -100,6 +105,14 @@ def test_missing_records_name_the_command(chapter):
         ({"scael": "lite"}, "unknown parameter 'scael': did you mean 'scale'"),
         ({"scale": 3}, "scale=3 must be a str"),
         ({"scale": "ful"}, "unknown scale 'ful': did you mean 'full'"),
+        ({"device": "gpu9"}, "unknown device"),
+        ({"precision": "fp8"}, "unknown precision"),
+        ({"seeds": "0;1"}, "must be integers such as 0,1,2"),
+        ({"seeds": 77}, "seed 77 is in no study"),
+        ({"seeds": True}, "must be a str"),
+        ({"train": "yes"}, "must be a bool"),
+        ({"workers": 0}, "at least 1"),
+        ({"workers": "2"}, "must be a int"),
         ({"rho = 1\nimport os": 1}, "unknown parameter"),
         ({"__class__": 1}, "unknown parameter"),
     ],

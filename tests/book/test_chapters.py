@@ -10,12 +10,13 @@ import pytest
 
 from saddlebook.book import chapters
 from saddlebook.book.page import SMOKE
+from saddlebook.book.parameters import PARAMETERS as DEFAULTS
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "book").glob("*.py"))
 TEXTS = sorted((ROOT / "book").glob("*.md"))
 IMPORTS = {"saddlebook", "matplotlib", "numpy", "pandas", "torch"}
-PARAMETERS = 'scale = "lite"\ndevice = "cpu"\nresults = "results"'
+PARAMETERS = "\n".join(f"{name} = {value!r}" for name, value in DEFAULTS.items())
 TAGS = {"parameters", "remove-cell", "hide-input", "remove-input"}
 
 every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
@@ -45,11 +46,10 @@ def test_a_chapter_starts_with_title_and_parameters_and_ends_with_its_footer(pat
     first, parameters, *_ = chapters.read(path).cells
     assert first.source.startswith("# ")
     assert tags(parameters) == {"parameters", "remove-cell"}
-    assert parameters.source == PARAMETERS
+    assert parameters.source.replace('"', "'") == PARAMETERS
     last = chapters.read(path).cells[-1]
     assert last.source == "page.footer()"
     assert tags(last) == {"remove-input"}
-    assert f'Page("{path.stem}"' in path.read_text().replace("(\n    ", "(")
 
 
 @every_chapter
@@ -82,6 +82,19 @@ def test_a_chapter_defines_and_trains_nothing_itself(path):
             )
         }
         assert roots <= IMPORTS
+
+
+@every_chapter
+def test_a_chapter_hands_its_parameters_on_as_they_came(path):
+    bound = set()
+    for cell in cells(path, "code")[1:]:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.alias):
+                bound.add(node.asname or node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                bound.add(node.id)
+    assert not bound & set(DEFAULTS)
+    assert f'page = Page("{path.stem}", vars())' in path.read_text()
 
 
 @every_chapter

@@ -37,12 +37,13 @@ def test_every_field_changes_the_key():
         "model": "resnet8", "loss": "vs", "reweight": "drw", "optimizer": "sam",
         "sam_epochs": "after", "sam_bn": "first", "precision": "bf16",
         "spectra_at": (1,), "spectra_images": 9, "beta": 0.5, "momentum": 0.5,
-        "lpf_samples": 4,
+        "lpf_samples": 4, "classes": 9, "images_digest": "0" * 16,
     }  # fmt: skip
     kinds = [
         {}, {"optimizer": "sam", "rho": 1}, {"optimizer": "pgd", "noise": 1},
         {"optimizer": "lpf", "noise": 1}, {"loss": "vs"}, {"loss": "ldam"},
         {"loss": "focal"}, {"reweight": "drw"}, {"spectra_at": (200,)},
+        {"dataset": "folder:mine"},
     ]  # fmt: skip
     heeded = set()
     for base in [Experiment(**kind) for kind in kinds]:

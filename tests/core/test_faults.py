@@ -204,6 +204,50 @@ def test_a_lock_outlives_no_process(tmp_path):
             pass
 
 
+LEFT_ALONE = {
+    "symbolic link": lambda path, target: path.symlink_to(target),
+    "hard link": lambda path, target: path.hardlink_to(target),
+    "file of its own": lambda path, target: path.write_bytes(target.read_bytes()),
+    "pipe": lambda path, target: os.mkfifo(path),
+    "folder": lambda path, target: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_ALONE)
+def test_what_lies_in_the_place_of_a_lock_file_is_left_alone(kind, tmp_path, capsys):
+    target = tmp_path / "thesis.txt"
+    target.write_text("four years of work")
+    experiment = studies.named("control", "quick", [0])[0]
+    lock = Path(runner.WORK) / f"{experiment.slug}.lock"
+    lock.parent.mkdir()
+    LEFT_ALONE[kind](lock, target)
+    code, line = failure(capsys, *RUN)
+    assert code == 6
+    assert f"cannot lock {lock}" in line
+    assert target.read_text() == "four years of work"
+
+
+def test_a_folder_that_cannot_hold_locks_is_one_line(capsys):
+    Path("file").write_text("")
+    code, line = failure(capsys, *RUN, "--work", "file/work")
+    assert code == 6
+    assert "cannot lock file/work" in line
+
+
+def test_a_forked_child_keeps_no_lock_of_its_parent(tmp_path):
+    with locked(tmp_path / "lock", "test"):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with locked(tmp_path / "lock", "test"):
+            assert (tmp_path / "lock").read_text() == str(os.getpid())
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def long_run():
     """A real process in a run long enough to be interrupted, past its first epoch."""
     arguments = ["run", "weight_decay", "--scale", "quick", "--threads", "1"]

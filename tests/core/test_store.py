@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import EXPERIMENT, record
 
+from saddlebook.disk.files import write_whole
 from saddlebook.errors import (
     CorruptError,
     MachineError,
@@ -21,6 +22,8 @@ from saddlebook.errors import (
     UsageError,
     VerifyError,
 )
+from saddlebook.experiment import Experiment, at_scale
+from saddlebook.runner import run, run_all
 from saddlebook.store import Accuracy, Record, Store
 
 
@@ -135,6 +138,57 @@ def test_a_record_is_not_overwritten_unless_asked(tmp_path):
     assert store.get(EXPERIMENT) == other
 
 
+# Two experiments that eight digits do not tell apart
+TWINS = [replace(at_scale(Experiment(), "quick"), seed=seed) for seed in (71312, 78078)]
+
+
+def test_a_key_of_two_experiments_is_an_error_that_says_so(tmp_path):
+    first, second = TWINS
+    assert first.key == second.key
+    made = run(first, work=tmp_path / "work", results=tmp_path)
+    store = Store(tmp_path / "quick")
+    assert store.get(first) == made
+    for attempt in (
+        lambda: store.get(second),
+        lambda: store.records([second]),
+        lambda: store.records(TWINS),
+        lambda: store.add(replace(made, experiment=second)),
+        lambda: run(second, work=tmp_path / "work", results=tmp_path),
+        lambda: run_all(TWINS, work=tmp_path / "work", results=tmp_path),
+    ):
+        with pytest.raises(CorruptError, match=f"same key, {first.key}"):
+            attempt()
+    assert store.records() == [made]
+    (tmp_path / f"quick/{second.slug}.json").write_bytes(
+        replace(made, experiment=second).to_bytes()
+    )
+    with pytest.raises(VerifyError, match="stands for another file too"):
+        store.verify()
+
+
+def test_experiments_of_one_key_in_one_call_keep_their_own_results(tmp_path):
+    first, second = run_all(TWINS, work=tmp_path)
+    assert (first.experiment, second.experiment) == tuple(TWINS)
+    assert first.curves != second.curves
+
+
+def test_of_two_who_add_a_record_at_once_one_is_told(tmp_path):
+    """The slower one looks before, and writes after, the faster one has written."""
+    store, other = Store(tmp_path), record(best_epoch=78)
+    looked = store.get
+
+    def slow(experiment):
+        found = looked(experiment)
+        write_whole(store._path(experiment), record().to_bytes())
+        return found
+
+    store.get = slow
+    with pytest.raises(UsageError, match="is there already"):
+        store.add(other)
+    assert Store(tmp_path).records() == [record()]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_record_of_non_finite_numbers_cannot_be_made():
     losses = record().per_class | {"train_loss": [float("nan")] * 10}
     with pytest.raises(UsageError, match=r"per_class\.train_loss is nan"):
@@ -147,7 +201,7 @@ def test_a_record_of_more_than_192_kib_cannot_be_written(tmp_path):
     with pytest.raises(UsageError, match="at most 192"):
         Store(tmp_path).add(record(spectra=[spectrum]))
     (tmp_path / f"{EXPERIMENT.slug}.json").write_bytes(b" " * 200_000)
-    with pytest.raises(CorruptError, match="larger than a record"):
+    with pytest.raises(CorruptError, match="200000 bytes, at most"):
         Store(tmp_path).get(EXPERIMENT)
 
 

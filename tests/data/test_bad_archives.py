@@ -4,7 +4,9 @@ import functools
 import io
 import os
 import pickle
+import struct
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from copies import (
     write_batches,
 )
 
-from saddlebook.data.batches import RELEASES
+from saddlebook.data.batches import RELEASES, _python
 from saddlebook.errors import DataError
 
 
@@ -156,6 +158,91 @@ def test_a_malicious_batch_runs_nothing(tmp_path, attack):
     with pytest.raises(DataError, match="may be malicious"):
         load(tmp_path)
     assert not canary.exists()
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value
+
+
+def dtype(code, state=b""):
+    return b"cnumpy\ndtype\n(" + text(code) + b"\x89\x88tR" + state
+
+
+def array(dtype, content):
+    """An array of one item; ``content`` pushes its bytes."""
+    made = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t"
+    return made + text(b"b") + b"tR(K\x01(K\x01t" + dtype + b"\x89" + content + b"tb"
+
+
+# A field that begins a terabyte behind the array's only item
+FAR = b"}(" + text(b"a") + b"(" + dtype(b"i8") + b"\x8a\x06" + bytes(5) + b"\x01tu"
+FAR = b"(K\x03" + text(b"|") + b"N(" + text(b"a") + b"t" + FAR + b"K\x08K\x01K\x00tb"
+OUTSIDE = array(dtype(b"V8", FAR), b"C\x08" + bytes(8))
+LAUGHS = b"](K\x01K\x01e" + b"".join(
+    b"q" + bytes([n]) + b"](" + 30 * (b"h" + bytes([n])) + b"e" for n in range(9)
+)
+PAIRS = b")" + b"".join(
+    b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(60)
+)
+HOSTILE = {
+    "writes behind an array": OUTSIDE + b"(" + text(b"a") + b"K\x01u",
+    "reads behind an array": b"}("
+    + text(b"labels")
+    + b"]"
+    + text(b"data")
+    + OUTSIDE
+    + b"u",
+    "array of pointers": b"}"
+    + text(b"data")
+    + array(dtype(b"O"), b"C\x08AAAAAAAA")
+    + b"s",
+    "state of a function": b"cnumpy\nndarray\n}" + text(b"__module__") + b"K\x01sb",
+    "gigabytes for one number": b"}r" + struct.pack("<I", 2**29),
+    "gigabytes of text": b"\x8d" + struct.pack("<Q", 2**33),
+    "gigabytes of bytes": b"\x96" + struct.pack("<Q", 2**33),
+    "a list of lists of lists": b"}" + text(b"data") + LAUGHS + b"s",
+    "labels of lists": b"}(" + text(b"data") + LAUGHS + text(b"labels") + LAUGHS + b"u",
+    "a key that takes for ever": b"}" + PAIRS + b"K\x01s",
+    "deep": 40_000 * b"]" + 39_999 * b"a",
+    "long": 100_100 * b"N",
+    "numbers of 9999 digits": b"I" + 9999 * b"7" + b"\n",
+    "persistent": b"Pos.system\n",
+    "extension": b"\x82\x01",
+    "instance": b"(ios\nsystem\n",
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_a_batch_that_attacks_its_reader_is_refused_at_no_cost(
+    tmp_path, monkeypatch, attack
+):
+    monkeypatch.setattr("saddlebook.data.batches._MAX_STEPS", 100_000)
+    content = b"\x80\x04" + HOSTILE[attack] + b"."
+    write_batches(tmp_path, files=batch_files() | {"data_batch_3": content})
+    tracemalloc.start()
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_as_python_2_pickled_it_is_read():
+    def short(value):
+        return b"U" + bytes([len(value)]) + value
+
+    kind = b"cnumpy\ndtype\nq\x03(" + short(b"u1") + b"K\x00K\x01tR(K\x03" + short(b"|")
+    kind += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    pixels = bytes(range(256)) * 12
+    made = b"cnumpy.core.multiarray\n_reconstruct\nq\x01(cnumpy\nndarray\nq\x02(K\x00t"
+    made += short(b"b") + b"tR(K\x01K\x01M\x00\x0c\x86" + kind + b"\x89"
+    made += b"T" + struct.pack("<I", 3072) + pixels + b"tb"
+    labels = short(b"labels") + b"](K\x07e"
+    batch = b"\x80\x02}q\x00(" + short(b"data") + made + labels + b"u."
+    assert pickle.loads(batch, encoding="latin1")["data"].shape == (1, 3072)
+    images, labels = _python("cifar10", batch)
+    assert images.tobytes() == pixels
+    assert labels.tolist() == [7]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """Parquet, class folders and labels that are damaged or of another dataset."""
 
+import io
+import os
 import struct
+import subprocess
 import zlib
 
 import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+import torch
 from copies import (
     BINARY,
     NAMES,
@@ -18,10 +22,10 @@ from copies import (
     write_class_folders,
     write_parquet,
 )
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from saddlebook import data
-from saddlebook.data import sources
+from saddlebook.data import folders, sources
 from saddlebook.errors import DataError
 
 
@@ -123,6 +127,142 @@ def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_decoded(tmp_pat
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"00013\.png: .*decompression bomb"):
         load(tmp_path)
+
+
+GHOSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 32 32
+%%EndComments
+showpage
+%%EOF
+"""
+
+
+@pytest.fixture
+def no_program(monkeypatch):
+    """Fails as soon as a program is started."""
+
+    def started(*arguments, **options):
+        pytest.fail(f"started {arguments}")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff", "webp"])
+def test_a_program_in_an_image_is_not_run(tmp_path, no_program, ending):
+    with (
+        Image.open(io.BytesIO(GHOSTSCRIPT)) as image,
+        pytest.raises(pytest.fail.Exception),
+    ):
+        image.load()  # with Pillow alone it is
+    write_class_folders(tmp_path / "folders")
+    file = tmp_path / "folders/train/cat/00013.png"
+    file.unlink()
+    file.with_suffix(f".{ending}").write_bytes(GHOSTSCRIPT)
+    with pytest.raises(DataError, match=r"00013.*no 32x32 RGB image"):
+        load(tmp_path / "folders")
+    write_parquet(tmp_path)
+    file = tmp_path / "train-00000-of-00001.parquet"
+    table = parquet.read_table(file)
+    rows = table.column("img").to_pylist()
+    rows[17] = {"bytes": GHOSTSCRIPT, "path": f"a.{ending}"}
+    parquet.write_table(arrow.table({"img": rows, "label": table["label"]}), file)
+    with pytest.raises(DataError, match=r"row 17: no 32x32 RGB image"):
+        load(tmp_path)
+    (tmp_path / "own/a").mkdir(parents=True)
+    (tmp_path / f"own/a/x.{ending}").write_bytes(GHOSTSCRIPT)
+    with pytest.raises(DataError, match=r"x\..* cannot be read as an image"):
+        folders.find(str(tmp_path / "own")).read(0, torch.arange(1))
+
+
+def many(rows):
+    """Labels without end, in a kilobyte."""
+    return arrow.table({"img": rows[:1] * 200_000, "label": [3] * 200_000})
+
+
+def wide(rows):
+    """One image of a megabyte in every row, kept once in the file."""
+    large = [{"bytes": bytes(2**20)}] * 300
+    return arrow.table({"img": large, "label": [3] * 300})
+
+
+PARQUETS = {
+    "many rows": (many, "200000 rows"),
+    "large images": (wide, "row 0: no 32x32 RGB image"),
+    "labels of text": (
+        lambda rows: arrow.table({"img": rows, "label": ["a"] * 50}),
+        "label holds",
+    ),
+    "labels of floats": (
+        lambda rows: arrow.table({"img": rows, "label": [0.5] * 50}),
+        "label holds",
+    ),
+    "images of text": (
+        lambda rows: arrow.table({"img": ["a"] * 50, "label": [1] * 50}),
+        "cannot be read",
+    ),
+    "images of numbers": (
+        lambda rows: arrow.table({"img": [{"bytes": 1}] * 50, "label": [1] * 50}),
+        "image",
+    ),
+    "no images": (lambda rows: arrow.table({"label": [1] * 50}), "cannot be read"),
+    "labels of nothing": (
+        lambda rows: arrow.table(
+            {"img": rows, "label": arrow.array([None] * 50, arrow.int64())}
+        ),
+        "cannot be read",
+    ),
+    "nothing": (
+        lambda rows: arrow.table({"img": rows, "label": [1] * 50})[:0],
+        "cannot be read|0 values",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", PARQUETS)
+def test_a_parquet_file_of_another_form_is_refused_at_no_cost(tmp_path, attack):
+    write_parquet(tmp_path)
+    file = tmp_path / "train-00000-of-00001.parquet"
+    make, message = PARQUETS[attack]
+    table = make(parquet.read_table(file).column("img").to_pylist())
+    parquet.write_table(table, file, compression="zstd")
+    assert file.stat().st_size < 2**20
+    usual = arrow.default_memory_pool()
+    counted = arrow.proxy_memory_pool(usual)
+    arrow.set_memory_pool(counted)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+    arrow.set_memory_pool(usual)
+    assert counted.max_memory() < 2**27
+
+
+NO_FILES = {
+    "pipe": os.mkfifo,
+    "folder": os.mkdir,
+    "device": lambda path: os.symlink("/dev/zero", path),
+    "nothing": lambda path: os.symlink("nowhere", path),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
+    write_class_folders(tmp_path / "folders")
+    (tmp_path / "own/a").mkdir(parents=True)
+    write_batches(tmp_path)
+    write_parquet(tmp_path / "parquet")
+    own = tmp_path / "own/a/x.png"
+    for file, read in {
+        tmp_path / "folders/train/cat/00013.png": lambda: load(tmp_path / "folders"),
+        own: lambda: folders.find(str(own.parents[1])).read(0, torch.arange(1)),
+        tmp_path / "cifar-10-batches-py/data_batch_2": lambda: load(tmp_path),
+        tmp_path / "parquet/test-00000-of-00001.parquet": lambda: load(
+            tmp_path / "parquet"
+        ),
+    }.items():
+        file.unlink(missing_ok=True)
+        NO_FILES[kind](file)
+        with pytest.raises(DataError):
+            read()
 
 
 def test_an_image_cut_short_is_named(tmp_path):

@@ -15,7 +15,7 @@ from test_report import TAILS, study
 
 from saddlebook import figures
 from saddlebook.figures import style as svg
-from saddlebook.findings import claims, report
+from saddlebook.findings import claims, gains, report
 
 LIGHT, DARK = "#ffffff", "#14181e"  # pages of pydata-sphinx-theme 0.15
 PAPER = report.paper("table1", "cifar10")
@@ -139,10 +139,10 @@ def test_methods_shows_ours_and_the_papers_in_one_row_each(cells):
 
 
 def test_effects_show_every_pair_the_interval_and_none(runs):
-    judged = claims.judge(runs, claims.sam_comparisons(), PAPER)
+    judged = claims.judge(gains.main_table(), runs).iloc[:8]
     ax = figures.effects(judged)
     points = drawn(ax)[:, 0]
-    row = judged.query("base == 'CE+DRW' and group == 'tail'").iloc[0]
+    row = judged.set_index("claim").loc["CE+DRW+SAM − CE+DRW, tail"]
     for value in (*row["values"], row["difference"], row["paper"], 0):
         assert np.isclose(points, value).any()
     ends = np.concatenate(

@@ -126,12 +126,14 @@ def test_spectra_are_those_of_the_rarest_class_after_the_last_epoch():
     assert sweeps.tail_spectra([made(replace(exp, spectra_at=()), 70, 60)]).empty
 
 
-def test_rivals_are_x_whatever_they_give():
+def test_rivals_are_undecided_whatever_they_give():
     printed = report.paper("optimizers", "cifar10")
     runs = [made(at_scale(e, "full"), 77, 65) for e in studies.optimizers()]
     table = rivals.comparison(runs, printed)
-    assert list(table.loc[["CE+DRW+PGD", "CE+DRW+LPF-SGD"], "verdict"]) == ["X", "X"]
-    assert table.loc["CE+DRW", "verdict"] == "overall X, tail X"  # no spread printed
+    for name in ("CE+DRW+PGD", "CE+DRW+LPF-SGD"):
+        assert table.loc[name, "verdict"] == "undecided: protocol not published"
+    # no spread printed
+    assert table.loc["CE+DRW", "verdict"] == "overall undecided, tail undecided"
     assert table.loc["CE+DRW+PGD", "tail, paper"] == "65.0"
     empty = rivals.comparison([], printed)
     assert list(empty["runs"]) == [0, 0, 0, 0]
@@ -142,3 +144,10 @@ def test_reruns_stand_beside_the_papers_rows_of_the_same_cell():
     row = table[(table.index == "CIFAR-100-LT") & (table["method"] == "VS")].iloc[0]
     assert list(row[1:]) == ["41.7", "42.7", "46.3", "46.6"]
     assert len(table) == 6
+
+
+def test_a_scatter_draws_every_run_of_every_knob(records):
+    table = sweeps.runs(records)
+    ax = sweeps.scatter(table, "tail_train_loss", "tail", "method", log=True)
+    assert sum(len(line.get_xdata()) for line in ax.lines) == len(records)
+    assert len(ax.lines) == table["method"].nunique()

@@ -1,24 +1,30 @@
 """The registered hypotheses: what they compare and what upholds or refutes them."""
 
+import math
+import random
 import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from worlds import FAMILY, as_the_poster, world
+from worlds import FAMILY, as_the_poster, made, world
 
 from saddlebook import studies
-from saddlebook.findings import hypotheses
+from saddlebook.experiment import at_scale
+from saddlebook.findings import claims, gains, hypotheses, readme
 from saddlebook.store import Store
 
 
 def verdicts(records):
-    return hypotheses.judge(records).set_index("hypothesis")["verdict"].to_dict()
+    families = (hypotheses.five(), gains.main_table())
+    tables = [claims.judge(family, records) for family in families]
+    return pd.concat(tables).set_index("claim")["word"].to_dict()
 
 
 def test_a_world_like_the_paper_upholds_the_radius():
     records = world(as_the_poster, lambda e: 50 + 10 * e.rho)
-    assert verdicts(records)["i"] == "yes"
+    assert verdicts(records)["i"] == "supported"
 
 
 @pytest.mark.parametrize(
@@ -30,19 +36,30 @@ def test_a_world_like_the_paper_upholds_the_radius():
     ],
 )
 def test_the_radius_is_refuted_by_any_of_its_parts(overall, tail):
-    assert verdicts(world(overall, tail))["i"] == "no"
+    assert verdicts(world(overall, tail))["i"] == "contradicted"
 
 
 def test_a_flat_world_leaves_the_radius_open():
-    assert verdicts(world())["i"] == "open"
+    assert verdicts(world())["i"] == "undecided"
 
 
-@pytest.mark.parametrize(("gain", "verdict"), [(0, "yes"), (-5, "yes"), (6, "no")])
+@pytest.mark.parametrize(
+    ("gain", "verdict"), [(0, "supported"), (-5, "supported"), (6, "contradicted")]
+)
 def test_sam_without_reweighting(gain, verdict):
     def tail(exp):
         return 50 + gain * (exp.reweight == "none" and exp.optimizer == "sam")
 
     assert verdicts(world(tail=tail))["ii"] == verdict
+
+
+def third(records):
+    return claims.judge(hypotheses.five(), records).set_index("claim").loc["iii"]
+
+
+def test_the_edge_of_the_grid_is_said():
+    note = third(tuned_world(2e-3, 0.0))["note"]
+    assert note.endswith("SGD weight decay 0.002, the largest tried")
 
 
 def tuned_world(sgd_best, gain):
@@ -57,12 +74,12 @@ def tuned_world(sgd_best, gain):
 
 
 @pytest.mark.parametrize(
-    ("gain", "verdict"), [(0.0, "yes"), (4.0, "no"), (1.5, "open")]
+    ("gain", "verdict"), [(0.0, "supported"), (4.0, "contradicted"), (1.5, "undecided")]
 )
 def test_sams_gain_is_that_over_tuned_sgd(gain, verdict):
-    row = hypotheses.judge(tuned_world(1e-3, gain)).set_index("hypothesis").loc["iii"]
-    assert row["verdict"] == verdict
-    assert row["note"] == "tuned: SAM weight decay 0.0002, SGD weight decay 0.001"
+    row = third(tuned_world(1e-3, gain))
+    assert row["word"] == verdict
+    assert row["note"] == "tuned: SAM weight decay 0.0002; SGD weight decay 0.001"
 
 
 def test_tuning_looks_at_tuning_seeds_only():
@@ -71,8 +88,8 @@ def test_tuning_looks_at_tuning_seeds_only():
         best = 1e-3 if tuning else 5e-4
         return 70 + 4 * (exp.weight_decay == best)
 
-    note = hypotheses.judge(world(overall)).set_index("hypothesis").loc["iii", "note"]
-    assert note == "tuned: SAM weight decay 0.001, SGD weight decay 0.001"
+    note = third(world(overall))["note"]
+    assert note == "tuned: SAM weight decay 0.001; SGD weight decay 0.001"
 
 
 def timed(before, after):
@@ -88,11 +105,11 @@ def timed(before, after):
 @pytest.mark.parametrize(
     ("before", "after", "verdict"),
     [
-        (0.9, 0.1, "yes"),
-        (0.1, 0.9, "yes"),
-        (0.9, 0.9, "no"),
-        (0.1, 0.1, "no"),
-        (0.5, 0.1, "open"),
+        (0.9, 0.1, "supported"),
+        (0.1, 0.9, "supported"),
+        (0.9, 0.9, "contradicted"),
+        (0.1, 0.1, "contradicted"),
+        (0.5, 0.1, "undecided"),
     ],
 )
 def test_timing_asks_which_half_gives_the_gain(before, after, verdict):
@@ -101,7 +118,7 @@ def test_timing_asks_which_half_gives_the_gain(before, after, verdict):
 
 @pytest.mark.parametrize(
     ("change", "verdict"),
-    [(0, "yes"), (4, "no"), (-4, "no"), (1.5, "open")],
+    [(0, "supported"), (4, "contradicted"), (-4, "contradicted"), (1.5, "undecided")],
 )
 def test_frozen_statistics_must_change_little_either_way(change, verdict):
     records = world(tail=lambda e: 50 + change * (e.sam_bn == "first"))
@@ -109,7 +126,7 @@ def test_frozen_statistics_must_change_little_either_way(change, verdict):
 
 
 def test_the_slope_is_that_of_least_squares_over_the_radii():
-    slope = FAMILY["i"].contrasts["slope of the tail per radius"][0]
+    slope = next(iter(FAMILY["i"].contrasts.values()))[0]
     factors = [factor for factor, _ in slope.terms]
     values = np.array([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0])
     expected = np.polyfit(range(7), values, 1)[0]
@@ -120,16 +137,42 @@ def test_the_slope_is_that_of_least_squares_over_the_radii():
 def test_every_hypothesis_stands_in_the_docstring_of_a_study():
     texts = " ".join(str(study.__doc__) for study in studies.STUDIES.values())
     stated = re.findall(r"Hypothesis \((\w+)\)", texts)
-    later = ["vi", "a1", "a2", "a3"]  # families of their own
-    assert sorted(stated) == sorted([*FAMILY, *later])
+    later = [
+        c.name for f in (hypotheses.wider, hypotheses.one_curve) for c in f().claims
+    ]
+    assert sorted(stated) == sorted([*FAMILY, "ii", *later])
 
 
-def test_each_hypothesis_has_commands_that_make_all_it_needs():
-    for hypothesis in hypotheses.HYPOTHESES:
-        runs = hypothesis.experiments("lite")
+def test_each_claim_has_commands_that_make_all_it_needs():
+    for family in readme.FAMILIES:
+        runs = family().experiments("lite")
         names = [c.split()[4] for c in studies.commands(runs)]
         made_there = {e for name in names for e in studies.named(name, "lite")}
         assert set(runs) <= made_there
+
+
+def curve(**away):
+    """Fresh runs on a line in the logarithm of the tail's loss, some off it."""
+    runs = []
+    for full in studies.one_curve():
+        exp = at_scale(full, "lite")
+        loss = 0.1 * (1 + 1000 * exp.weight_decay + exp.rho + exp.noise)
+        loss += 0.02 * (exp.sam_epochs == "after")
+        noise = random.Random(full.key).gauss(0, 0.3)
+        tail = 60 + 8 * math.log(loss) + away.get(exp.sam_epochs + exp.optimizer, 0)
+        run = made(exp, 50.0, tail + noise)
+        run.per_class["train_loss"][:] = [loss] * 10
+        runs.append(run)
+    found = claims.judge(hypotheses.one_curve(), runs).set_index("claim")
+    return found["word"].to_dict()
+
+
+def test_one_curve_asks_for_distances_to_the_line_of_sgd():
+    on = curve(aftersam=5, beforesam=-4)
+    assert on == {"a1": "supported", "a2": "supported", "a3": "supported"}
+    off = curve(alllpf=6)
+    assert off["a1"] == "contradicted"
+    assert off["a2"] == off["a3"] == "undecided"
 
 
 def test_tuning_and_reported_runs_share_no_seed():
@@ -165,24 +208,3 @@ def test_the_rivals_noise_is_the_best_on_the_tuning_seeds(name):
         (e.noise, e.lpf_samples) for e in studies.optimizers() if e.optimizer == name
     }
     assert chosen == best
-
-
-def test_verdicts_are_told_in_words_with_their_numbers():
-    records = [r for r in world(as_the_poster) if r.experiment.sam_bn == "both"]
-    judged = hypotheses.judge(records)
-    assert hypotheses.answer(judged, "v").name == "not run yet"
-    assert (
-        hypotheses.headline(judged).name == "1 hold, 1 refuted, 2 open, 1 not run yet"
-    )
-    told = "holds: (ii); refuted: (iii); open: (i), (iv); not run yet: (v)"
-    assert hypotheses.tell(judged) == told
-    lines = hypotheses.listing(judged).splitlines()
-    assert len(lines) == 5
-    assert lines[4].endswith("`python -m saddlebook run bn_statistics --scale lite`")
-    assert re.search(r"\*\*holds\*\*, adjusted p [\d.e-]+, against", lines[1])
-    numbers = hypotheses.numbers(hypotheses.estimates(records), judged)
-    row = numbers.loc["ii"]
-    assert (row["contrast"], row["verdict"]) == ("CE+SAM − CE", "holds")
-    number = r"[+−]\d\.\d\d"
-    assert re.fullmatch(rf"{number} \({number} to {number}\)", row["points"])
-    assert numbers.loc["v", "points"] == "–"

@@ -1,7 +1,6 @@
 """Intervals, equivalence verdicts, claims: against scipy, by hand, as properties."""
 
 import math
-import re
 from dataclasses import replace
 from itertools import product
 
@@ -14,7 +13,7 @@ from scipy import stats
 from saddlebook import data, studies
 from saddlebook.errors import UsageError
 from saddlebook.experiment import Experiment, at_scale
-from saddlebook.findings import claims, inference, report
+from saddlebook.findings import claims, gains, inference, report
 from saddlebook.findings.inference import Sample
 from saddlebook.record import _PROVENANCE, Record
 
@@ -133,20 +132,21 @@ def test_holm_lies_between_raw_and_bonferroni_and_keeps_the_order(p_values):
 
 
 @pytest.mark.parametrize(
-    ("mean", "sd", "n", "code", "note"),
+    ("mean", "sd", "n", "word", "more"),
     [
-        (80.6, 0.4, 5, "R", ""),  # the printed number itself
-        (80.6 + 0.8, 0.1, 5, "R", "small but real shift"),
-        (80.6 + 1.0, 1.5, 5, "r", ""),
-        (80.6 - 1.6, 0.4, 5, "M", ""),
-        (80.6 + 4.0, 0.4, 5, "H", ""),
-        (80.6 - 4.0, 0.4, 5, "L", ""),
-        (80.6, 0.0, 2, "N", ""),
+        (80.6, 0.4, 5, "reproduced", ""),  # the printed number itself
+        (80.6 + 0.8, 0.1, 5, "reproduced", "small but real shift"),
+        (80.6 + 1.0, 1.5, 5, "undecided", "interval too wide to tell"),
+        (80.6 - 1.6, 0.4, 5, "undecided", "shifted, size unclear"),
+        (80.6 + 4.0, 0.4, 5, "different", "higher"),
+        (80.6 - 4.0, 0.4, 5, "different", "lower"),
+        (80.6, 0.0, 2, "undecided", "too few runs: 2 of at least 3"),
     ],
 )
-def test_each_verdict_code_has_its_case(mean, sd, n, code, note):
+def test_each_verdict_on_a_number_has_its_case(mean, sd, n, word, more):
     found = inference.equivalence(Sample(mean, sd, n), Sample(80.6, 0.2, 3), 1.5)
-    assert (found.code, found.note) == (code, note)
+    assert (found.word, found.reason or found.note) == (word, more)
+    assert bool(found.reason) == (word == "undecided")
 
 
 def test_the_verdicts_are_those_of_the_intervals():
@@ -156,46 +156,27 @@ def test_the_verdicts_are_those_of_the_intervals():
     wide, narrow = stats.t.ppf(0.975, df) * error, stats.t.ppf(0.95, df) * error
     theirs = Sample(70, 0.4, 3)
     for d in np.linspace(-4, 4, 401):
-        code = inference.equivalence(Sample(70 + d, 0.4, 5), theirs, 1.5).code
-        if abs(abs(d) + narrow - 1.5) < 2e-3 or abs(abs(d) - wide) < 2e-3:
+        word = inference.equivalence(Sample(70 + d, 0.4, 5), theirs, 1.5).word
+        if abs(abs(d) + narrow - 1.5) < 2e-3 or abs(abs(d) - wide - 1.5) < 2e-3:
             continue  # on an edge
-        expected = "r" if abs(d) < wide else "M"
-        expected = "H" if d - wide > 1.5 else "L" if d + wide < -1.5 else expected
-        assert code == ("R" if abs(d) + narrow < 1.5 else expected)
-
-
-@given(SAMPLES, SAMPLES, st.floats(0.1, 10))
-def test_verdicts_are_symmetric(ours, theirs, margin):
-    mirrored = {"H": "L", "L": "H"}
-    one = inference.equivalence(ours, theirs, margin).code
-    other = inference.equivalence(theirs, ours, margin).code
-    assert other == mirrored.get(one, one)
+        expected = "different" if abs(d) - wide > 1.5 else "undecided"
+        assert word == ("reproduced" if abs(d) + narrow < 1.5 else expected)
 
 
 @given(SAMPLES, SAMPLES, st.floats(0.1, 10), st.floats(1, 5))
 def test_a_wider_margin_never_undoes_reproduced_nor_makes_different(a, b, margin, more):
-    narrow = inference.equivalence(a, b, margin).code
-    wide = inference.equivalence(a, b, margin * more).code
-    assert narrow != "R" or wide == "R"
-    assert wide not in "HL" or narrow == wide
+    narrow = inference.equivalence(a, b, margin).word
+    wide = inference.equivalence(a, b, margin * more).word
+    assert narrow != "reproduced" or wide == "reproduced"
+    assert wide != "different" or narrow == wide
+    assert inference.equivalence(b, a, margin).word == narrow
 
 
-@given(st.floats(-100, 100), st.floats(0, 1), st.integers(1, 2), st.floats(0.1, 50))
-def test_fewer_than_three_runs_never_reproduce(mean, sd, n, margin):
-    found = inference.equivalence(Sample(mean, sd, n), Sample(mean, 0.1, 3), margin)
-    assert found.code == "N"
-
-
-@given(st.floats(-100, 100), st.floats(0, 5), st.floats(-100, 100))
-def test_a_number_without_a_spread_is_never_reproduced(mean, sd, printed):
-    found = inference.equivalence(
-        Sample(mean, sd, 5), Sample(printed, math.nan, 3), 3.0
-    )
-    assert found.code in "rX"
-    far = Sample(mean + 6 * sd + 0.1, math.nan, 3)  # t(4, .975)·sd/√5 is 1.2 sd
-    assert inference.equivalence(Sample(mean, sd, 5), far, 3.0).code == "X"
-    near = Sample(mean + sd, math.nan, 3)
-    assert inference.equivalence(Sample(mean, sd, 5), near, 3.0).code == "r"
+@given(st.floats(-100, 100), st.floats(0, 5), st.integers(1, 5), st.floats(0.1, 50))
+def test_without_three_runs_or_a_spread_nothing_is_decided(mean, sd, n, margin):
+    spread = 0.1 if n < 3 else math.nan
+    found = inference.equivalence(Sample(mean, sd, n), Sample(mean, spread, 3), margin)
+    assert found.word == "undecided"
 
 
 def test_an_impossible_margin_is_refused():
@@ -203,24 +184,18 @@ def test_an_impossible_margin_is_refused():
         inference.equivalence(Sample(1, 1, 3), Sample(1, 1, 3), 0.0)
 
 
-@pytest.mark.parametrize(
-    ("mean", "p", "paper", "verdict"),
-    [
-        (6.0, 0.01, 6.5, "signal, consistent"),
-        (6.0, 0.01, 11.7, "signal, smaller"),
-        (6.0, 0.01, 1.4, "signal, larger"),
-        (-6.0, 0.01, 6.0, "signal, opposite"),
-        (6.0, 0.01, -0.6, "signal, opposite"),
-        (0.5, 0.6, 1.0, "no signal, inconclusive"),
-        (0.5, 0.6, 7.7, "no signal, inconsistent"),
-        (6.0, 0.01, math.nan, "signal +"),
-        (-6.0, 0.01, math.nan, "signal −"),
-        (0.5, 0.6, math.nan, "no signal"),
-    ],
-)
-def test_each_claim_verdict_has_its_case(mean, p, paper, verdict):
-    found = inference.Difference(mean, 0.5, 4)  # 95 % interval: mean ± 1.39
-    assert inference.signal(found, p, paper) == verdict
+@given(FEW, FEW, FEW)
+def test_a_combination_of_two_samples_is_welchs_and_of_three_adds_their_variances(
+    a, b, c
+):
+    parts = [inference.sample(values) for values in (a, b, c)]
+    found = inference.combined([(1.0, parts[0]), (-0.5, parts[1]), (-0.5, parts[2])])
+    factors = np.array([1, -0.5, -0.5])
+    assert found.mean == pytest.approx(factors @ [p.mean for p in parts], abs=1e-9)
+    error = factors**2 @ [p.sd**2 / p.n for p in parts]
+    assert found.error == pytest.approx(error**0.5, abs=1e-9)
+    two = inference.combined([(1.0, parts[0]), (-1.0, parts[1])])
+    assert two == inference.welch(*parts[:2])
 
 
 def test_methods_are_pooled_over_seeds_with_every_value_kept():
@@ -289,14 +264,15 @@ def test_full_scale_cells_carry_verdicts_and_are_counted():
             mid, tail = means["mid"] + at, means["tail"] + at
             runs.append(grouped(exp, means["head"], mid, tail))
     table = report.cells(report.by_method(runs), CIFAR10)
-    code = table.set_index(["method", "group"])["code"]
-    assert code["CE", "tail"] == code["VS+SAM", "tail"] == "N"
-    assert code["CE+DRW", "overall"] == code["CE+DRW", "tail"] == "H"
-    assert code["CE+DRW+SAM", "tail"] == "L"
-    assert code["VS", "tail"] == "X"
-    assert code["LDAM+DRW", "tail"] == "N"
-    assert code["CE+DRW", "head"] == ""
-    assert report.headline(table) == "R 0 · r 0 · M 0 · H 2 · L 2 · X 2 · N 10 of 16"
+    word = table.set_index(["method", "group"])["word"]
+    reason = table.set_index(["method", "group"])["reason"]
+    assert word["CE+DRW", "overall"] == word["CE+DRW", "tail"] == "different"
+    assert word["CE+DRW+SAM", "tail"] == "different"
+    assert word["CE+DRW", "head"] == ""
+    assert reason["CE", "tail"] == "too few runs: 2 of at least 3"
+    assert reason["VS", "tail"] == reason["VS+SAM", "tail"] == "protocol not published"
+    assert reason["LDAM+DRW", "tail"] == "not run yet"
+    assert report.headline(table) == "0 reproduced, 4 different, 12 undecided of 16"
 
 
 def test_the_printed_mean_itself_is_reproduced():
@@ -306,18 +282,17 @@ def test_the_printed_mean_itself_is_reproduced():
         means = row.set_index("group")["mean"]
         at = 0.2 * (exp.seed - 2)
         runs.append(grouped(exp, *(means[g] + at for g in ("head", "mid", "tail"))))
-    code = report.cells(report.by_method(runs), CIFAR10).set_index(["method", "group"])
-    code = code["code"]
-    assert code["CE+DRW+SAM", "overall"] == code["CE+DRW+SAM", "tail"] == "R"
+    word = report.cells(report.by_method(runs), CIFAR10).set_index(["method", "group"])
+    word = word["word"]
+    assert word["CE+DRW+SAM", "overall"] == word["CE+DRW+SAM", "tail"] == "reproduced"
     # its printed tail spread of 3.7 over three runs cannot establish 3 points
-    assert code["CE", "tail"] == "r"
-    assert code["VS+SAM", "tail"] == "X"
+    assert word["CE", "tail"] == word["VS+SAM", "tail"] == "undecided"
 
 
 def test_another_scale_carries_no_cell_verdict():
     table = report.by_method(study({"CE+DRW": [60, 61, 62, 63, 64]}))
     judged = report.cells(table, CIFAR10)
-    assert set(judged["code"]) == {""}
+    assert set(judged["word"]) == {""}
     assert report.headline(judged).startswith("no cell carries a verdict")
 
 
@@ -334,8 +309,6 @@ def test_the_papers_numbers_of_another_dataset_are_refused_at_full_scale():
     for printed in (cifar100, TABLE1):
         with pytest.raises(UsageError, match="cifar10"):
             report.cells(table, printed)
-        with pytest.raises(UsageError, match="cifar10"):
-            claims.judge(runs, claims.sam_comparisons(), printed)
     with pytest.raises(UsageError, match="cifar100"):
         report.paper("table1", "cifar1000")
 
@@ -365,7 +338,7 @@ def test_every_printed_number_names_its_source_and_misprints_stay_empty():
 
 
 def test_what_the_papers_own_numbers_support():
-    found = claims.printed_effects(TABLE1).set_index(["dataset", "base", "group"])
+    found = gains.printed_effects(TABLE1).set_index(["dataset", "base", "group"])
     expected = {  # adjusted p-values of reliability section E6, computed independently
         ("cifar10", "CE"): (0.055, 1.0),
         ("cifar10", "CE+DRW"): (0.004, 0.001),
@@ -384,30 +357,28 @@ def test_what_the_papers_own_numbers_support():
 
 
 def test_the_other_reading_of_the_misprint_changes_no_conclusion():
-    one = claims.printed_effects(TABLE1)
-    two = claims.printed_effects(TABLE1, unknown_spread=1.2)
+    one = gains.printed_effects(TABLE1)
+    two = gains.printed_effects(TABLE1, unknown_spread=1.2)
     assert ((one.p_holm < 0.05) == (two.p_holm < 0.05)).all()
     row = two.query("dataset == 'cifar10' and base == 'VS' and group == 'tail'")
     assert round(row["p_holm"].item(), 3) == 0.025
 
 
 def test_the_abstracts_averages_follow_from_the_table():
-    found = claims.printed_effects(TABLE1)
+    found = gains.printed_effects(TABLE1)
     gain = found[found["base"] == "VS"].groupby("group")["difference"].mean()
     assert gain["tail"] == pytest.approx(6.3)
     assert gain["overall"] == pytest.approx(4.35)
 
 
-def test_the_family_is_every_base_overall_and_tail():
-    family = claims.sam_comparisons()
-    assert len(family) == len(set(family)) == 8
-    assert [c.base for c in family if c.claim == "no gain"] == ["CE"]
-    methods = {exp.method for exp in studies.table1()}
-    assert {m for c in family for m in (c.base, c.other)} == methods
-    tuned = {exp.method for exp in studies.control()}
-    control = claims.control_comparisons()
-    assert tuned <= {m for c in control for m in (c.base, c.other)}
-    assert len(control) == 4
+def test_the_family_is_every_base_overall_and_tail_and_the_control():
+    family = gains.main_table()
+    assert len(family.claims) == 8 + 4
+    methods = {e.method for e in family.experiments("full")}
+    assert methods == {e.method for e in studies.table1() + studies.control()}
+    assert [c.name for c in family.claims if c.alone] == ["ii"]
+    assert [c.paper for c in family.claims[:4]] == [1.4, -0.6, 5.1, 11.7]
+    assert all(math.isnan(c.paper) for c in family.claims[8:])
 
 
 TAILS = {
@@ -422,107 +393,91 @@ TAILS = {
 }
 
 
-def test_claims_are_paired_corrected_and_settled():
-    found = claims.judge(study(TAILS), claims.sam_comparisons(), CIFAR10)
-    tail = found[found["group"] == "tail"].set_index("base")
-    row = tail.loc["CE+DRW"]
-    peer = stats.ttest_rel(TAILS["CE+DRW+SAM"], TAILS["CE+DRW"])
-    assert row["p"] == pytest.approx(peer.pvalue, rel=1e-6)
-    assert row["values"] == pytest.approx((9.0, 8.1, 9.6, 9.2, 9.5))
-    assert (row["paper"], row["verdict"]) == (11.7, "signal, smaller")
-    assert row["holds"] == "yes"
-    assert tail.loc["CE", "holds"] == "yes"  # no gain: the tail even falls
-    assert tail.loc["VS", "holds"] == "no"
-    assert tail.loc["VS", "verdict"] == "signal, opposite"
-    assert tail.loc["LDAM+DRW", "holds"] == "open"
-    assert tail.loc["LDAM+DRW", "verdict"] == "no signal, inconsistent"
-    assert found["p_holm"].tolist() == inference.holm(found["p"].tolist())
-
-
-def test_a_gain_that_does_not_survive_correction_stays_open():
-    few = [1.0, 3.5, 0.2, 4.0, 2.8]  # p = .03 alone, .2 among eight
-    tails = TAILS | {"VS+SAM": [v + d for v, d in zip(TAILS["VS"], few, strict=True)]}
-    found = claims.judge(study(tails), claims.sam_comparisons(), CIFAR10)
-    row = found[(found["base"] == "VS") & (found["group"] == "tail")].iloc[0]
-    assert row["p"] < 0.05 < row["p_holm"]
-    assert row["low"] > 0
-    assert (row["holds"], row["verdict"]) == ("open", "no signal, inconsistent")
-
-
-def test_a_gain_below_the_margin_is_no_gain_and_one_above_refutes_it():
-    small = TAILS | {"CE+SAM": [t + 1 + 0.1 * i for i, t in enumerate(TAILS["CE"])]}
-    large = TAILS | {"CE+SAM": [t + 8 + 0.1 * i for i, t in enumerate(TAILS["CE"])]}
-    noisy = TAILS | {"CE+SAM": [40.0, 28.0, 41.0, 27.0, 36.0]}
-    for tails, holds in ((small, "yes"), (large, "no"), (noisy, "open")):
-        found = claims.judge(study(tails), claims.sam_comparisons())
-        row = found[(found["base"] == "CE") & (found["group"] == "tail")].iloc[0]
-        assert row["holds"] == holds
-
-
-def test_only_common_seeds_are_paired_and_three_are_needed():
-    runs = study({"CE": TAILS["CE"], "CE+SAM": TAILS["CE+SAM"]})
-    one = (claims.Comparison("CE", "CE+SAM", "tail"),)
-    some = [r for r in runs if r.experiment.seed != 4 or r.experiment.method == "CE"]
-    assert claims.judge(some, one).loc[0, "seeds"] == (0, 1, 2, 3)
-    few = [r for r in runs if r.experiment.seed < 2 or r.experiment.method == "CE"]
-    with pytest.raises(UsageError, match="2 pairs"):
-        claims.judge(few, one)
-    with pytest.raises(UsageError, match="no runs of VS"):
-        claims.judge(runs, (claims.Comparison("CE", "VS", "tail"),))
-
-
-def test_the_control_is_tested_in_both_directions():
+def tails(changes):
+    """Verdicts on the tail by comparison, with these tail accuracies."""
     tuned, tuned_sam = (exp.method for exp in studies.control(seeds=(0,)))
-    tails = {
-        "CE+DRW+SAM": TAILS["CE+DRW+SAM"],
-        tuned: [t + 2 for t in TAILS["CE+DRW+SAM"]],
-        tuned_sam: [t + 2.1 - 0.1 * i for i, t in enumerate(TAILS["CE+DRW+SAM"])],
-    }
-    found = claims.judge(study(tails), claims.control_comparisons())
-    tail = found[found["group"] == "tail"].set_index("other")
-    assert tail.loc[tuned, "verdict"] == "signal +"
-    assert tail.loc[tuned, "difference"] == pytest.approx(2)
-    assert tail.loc[tuned_sam, "holds"] == "open"
+    same = TAILS["CE+DRW+SAM"]
+    runs = study(TAILS | {tuned: same, tuned_sam: same[::-1]} | changes)
+    found = claims.judge(gains.main_table(), runs)
+    return found[found["group"] == "tail"].set_index("contrast")
 
 
-def test_claims_are_counted_and_told_with_their_intervals():
-    found = claims.judge(study(TAILS), claims.sam_comparisons(), CIFAR10)
-    counts = found["holds"].value_counts()
-    verdict = claims.settled(found)
-    assert verdict.code == "claims"
-    assert (
-        verdict.name
-        == f"{counts['yes']} hold, {counts['no']} fail, {counts['open']} open"
-    )
-    row = found.query("base == 'CE+DRW' and group == 'tail'").iloc[0]
-    told = f"(+9.1, {row['low']:+.1f} to {row['high']:+.1f})"
-    assert f"CE+DRW+SAM above CE+DRW, tail {told}" in verdict.note
-    shown = claims.sheet(found).loc["CE+DRW+SAM − CE+DRW, tail"]
-    assert shown["ours"] == told[1:-1].replace(", ", " (") + ")"
-    assert shown[["the paper", "holds"]].tolist() == ["+11.7", "yes"]
-    holds, fails, opens = re.split("Fails: |Not settled: ", claims.tell(found))
-    assert "CE+SAM no gain over CE, tail" in holds
-    assert "VS+SAM above VS, tail" in fails
-    assert "LDAM+DRW+SAM above LDAM+DRW, tail" in opens
+def test_gains_are_tested_twice_corrected_and_judged():
+    found = tails({})
+    row = found.loc["CE+DRW+SAM − CE+DRW"]
+    assert row["values"] == pytest.approx((9.0, 8.1, 9.6, 9.2, 9.5))
+    assert (row["paper"], row["word"]) == (11.7, "supported")
+    assert found.loc["CE+SAM − CE", "word"] == "supported"  # the tail even falls
+    assert found.loc["VS+SAM − VS", "word"] == "contradicted"
+    assert found.loc["LDAM+DRW+SAM − LDAM+DRW", "word"] == "undecided"
+    words = claims.names(found.reset_index())
+    assert words[0] == "CE+SAM − CE, tail"
+
+
+def test_a_gain_that_does_not_survive_correction_is_undecided():
+    few = [1.0, 3.5, 0.2, 4.0, 2.8]  # p = .03 alone
+    vs = [v + d for v, d in zip(TAILS["VS"], few, strict=True)]
+    row = tails({"VS+SAM": vs}).loc["VS+SAM − VS"]
+    assert row["low"] > 0
+    assert row["word"] == row["registered"] == "undecided"
+    assert row["reason"] == "not after the correction for 12 claims"
+
+
+@pytest.mark.parametrize(
+    ("sam", "word"),
+    [
+        ([t + 1 + 0.1 * i for i, t in enumerate(TAILS["CE"])], "supported"),
+        ([t + 8 + 0.1 * i for i, t in enumerate(TAILS["CE"])], "contradicted"),
+        ([40.0, 28.0, 41.0, 27.0, 36.0], "undecided"),
+    ],
+)
+def test_a_gain_below_the_margin_is_no_gain_and_one_above_refutes_it(sam, word):
+    assert tails({"CE+SAM": sam}).loc["CE+SAM − CE", "word"] == word
 
 
 def test_the_gap_between_groups_is_paired_by_run():
-    ours = report.by_method(study({"CE": TAILS["CE"]}))
-    found = claims.group_gap(ours, "CE")
+    found = claims.judge(gains.gap(), study({"CE": TAILS["CE"]})).iloc[0]
     gaps = [90 - tail for tail in TAILS["CE"]]
-    assert found.mean == pytest.approx(np.mean(gaps))
-    assert found.p_zero() == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
+    assert found["difference"] == pytest.approx(np.mean(gaps))
+    assert found["p"] == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
 
 
 def test_the_baselines_are_compared_with_plain_cross_entropy():
-    family = claims.loss_comparisons()
-    assert {c.base for c in family} == {"CE"}
-    assert [c.other for c in family[::2]] == ["CE+DRW", "LDAM+DRW", "VS"]
+    found = gains.baselines().claims
+    assert [c.name for c in found[1::2]] == [
+        f"{m} − CE, tail" for m in ("CE+DRW", "LDAM+DRW", "VS")
+    ]
+
+
+def test_runs_made_twice_are_pairs_of_one_training_by_two_codes():
+    first = study({"CE": TAILS["CE"], "CE+SAM": TAILS["CE+SAM"]})
+    again = [
+        replace(
+            grouped(r.experiment, 90, 70, r.accuracy.tail + 2),
+            provenance=r.provenance | {"numerics": "y", "started": "y"},
+        )
+        for r in first[:3]
+    ]
+    measured = replace(
+        first[4], experiment=replace(first[4].experiment, spectra_at=(9,))
+    )
+    pairs = report.replicates(report.made_twice([*first, *again, measured]))
+    assert len(pairs) == 3
+    assert pairs["tail again"].tolist() == pytest.approx([2, 2, 2])
+    noise = report.rerun_noise(pairs)
+    assert noise["difference"] == pytest.approx(2)
+    assert noise["rerun"] == pytest.approx(2 / 2**0.5)
+    name = {r.experiment.seed: r.experiment.method for r in again}
+    both = [s for s in name if len([r for r in again if r.experiment.seed == s]) > 1]
+    gained = report.gain_again(pairs, "CE+SAM", "CE")
+    by_hand = [TAILS["CE+SAM"][s] - TAILS["CE"][s] for s in both]
+    assert gained == pytest.approx(by_hand)
+    assert report.replicates([]).empty
 
 
 def test_order_counts_pairs_and_is_scipys_tau():
     ours = report.by_method(study(TAILS))
-    found = claims.order(ours, CIFAR10)
+    found = gains.order(ours, CIFAR10)
     means = {m: np.mean(t) for m, t in TAILS.items()}
     printed = CIFAR10[CIFAR10.group == "tail"]
     printed = printed.set_index("method")["mean"]

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src/saddlebook"
 CORE = {"errors", "losses", "models", "optim", "experiment"}
-RUNS = {"studies", "record", "store", "measure", "runner", "progress"}
+RUNS = set("studies record store measure effort progress workers runner".split())
 # Room: what it may import besides itself
 MAY = {
     "core": set(),

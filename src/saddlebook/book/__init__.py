@@ -6,4 +6,5 @@ from saddlebook.book.build import setup as setup
 from saddlebook.book.chapters import execute as execute
 from saddlebook.book.chapters import execute_all as execute_all
 from saddlebook.book.chapters import export as export
+from saddlebook.book.chapters import export_all as export_all
 from saddlebook.book.page import Page as Page

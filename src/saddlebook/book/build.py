@@ -1,4 +1,4 @@
-"""From executed chapters to pages: a staged tree, Jupyter Book, warnings fail.
+"""Builds the book of executed chapters with Jupyter Book; any warning is an error.
 
 Knows folders; no tensor. The build itself runs no code and no network. How a chapter is
 run is in ``chapters``.

@@ -1,4 +1,4 @@
-"""From a chapter's source to an executed notebook fit for readers.
+"""Runs chapters through papermill and makes the executed notebooks fit for readers.
 
 Knows notebooks and the kernel that runs them; not how a book is built of them.
 A chapter succeeded if its last cell left the footer's mark and the records named there
@@ -99,6 +99,19 @@ def export(
         )
         notebook = tidy(notebook, chapter.stem)
     return write_whole(output, nbformat.writes(notebook).encode())
+
+
+def export_all(folder: str | os.PathLike[str], root: str = ".") -> list[Path]:
+    """Write every chapter as a notebook into a folder; a copy that is there is kept.
+
+    Each knows where the records and checkpoints of this checkout lie.
+    """
+    given = {"results": str(Path(root, "results").resolve())}
+    wanted = {Path(folder) / f"{path.stem}.ipynb": path for path in chapters(root)}
+    for copy, path in wanted.items():
+        if not copy.exists():
+            export(path, copy, given)
+    return list(wanted)
 
 
 def execute(

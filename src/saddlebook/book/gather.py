@@ -6,15 +6,19 @@ not, with the command, instead of failing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from saddlebook import studies
-from saddlebook.experiment import Experiment
-from saddlebook.store import Found, find
+from saddlebook.experiment import Experiment, at_scale
+from saddlebook.findings import claims
+from saddlebook.store import Found, Store
 
 if TYPE_CHECKING:
     from saddlebook.book.page import Page
+    from saddlebook.findings.claims import Family
     from saddlebook.record import Record
 
 
@@ -33,8 +37,7 @@ def gather(
     """
     if page.scale == "quick":
         return {name: _smoke(page, studies.named(name)) for name in names}
-    where = scale or ("full" if page.scale == "full" else None)
-    found = {name: find(studies.named(name), page.results, where) for name in names}
+    found = page.found({name: studies.named(name) for name in names}, scale)
     _tell(found)
     page.show_records([r for some in found.values() for r in some.records])
     return {name: some.records for name, some in found.items()}
@@ -45,6 +48,33 @@ def dynamics(page: Page) -> list[Record]:
     if page.scale == "quick":
         return page.records(studies.dynamics(seeds=(0,)))
     return gather(page, "dynamics")["dynamics"]
+
+
+def every(
+    page: Page, scale: str, choose: Callable[[list[Record]], list[Record]] = list
+) -> list[Record]:
+    """Records of one scale and reported seeds, or some of them; none at ``quick``."""
+    if page.scale == "quick":
+        return []
+    there = Store(page.results / scale).records()
+    reported = [r for r in there if r.experiment.seed in studies.SEEDS]
+    found = {r.experiment: r for r in choose(reported)}
+    page.present(list(found))
+    return list(found.values())
+
+
+def verdicts(page: Page, *families: Family) -> pd.DataFrame:
+    """What became of all claims of some families, from every record there is.
+
+    The same families give the same verdicts on every page.
+    """
+    parts = []
+    for family in families:
+        wanted = [at_scale(e, page.scale) for e in family.experiments("full")]
+        better = family.experiments("full") if page.scale == "lite" else []
+        some = page.present([*better, *wanted])
+        parts.append(claims.judge(family, some, page.scale))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _smoke(page: Page, experiments: Sequence[Experiment]) -> list[Record]:

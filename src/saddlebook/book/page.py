@@ -9,23 +9,32 @@ from __future__ import annotations
 import ast
 import html
 import inspect
+import itertools
 import math
+import os
+import re
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saddlebook.book.parameters import check_injected
-from saddlebook.errors import LockedError, UsageError, one_of
+from saddlebook.book.making import make
+from saddlebook.book.parameters import PARAMETERS, check_injected, check_types
+from saddlebook.errors import LockedError, UsageError
 from saddlebook.experiment import SCALES, Experiment, at_scale
-from saddlebook.store import RESULTS, find, lacking
+from saddlebook.findings import claims
+from saddlebook.findings.inference import WORDS
+from saddlebook.store import RESULTS, Found, Store, find, lacking
+from saddlebook.studies import chosen_seeds
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
 
+_FOLDED = "Identifiers, families, p-values, and the verdicts as registered"
+_WORDS = 22  # letters; a longer cell wraps
 _PATIENCE = 600  # seconds another chapter may take to train the same quick run
 SMOKE = "smoke scale: shows the machinery, is not evidence"
 _SCALE_NOTES = {
@@ -41,29 +50,40 @@ class Page:
 
     Args:
         chapter: File stem of the chapter, such as ``ch07_table``.
-        scale: ``lite`` and ``full`` show committed records, ``quick`` trains tiny ones.
-        results: Folder with one folder of records per scale.
-        device: Where ``quick`` trains: ``cpu``, ``cuda`` or ``cuda:N``.
+        given: The chapter's variables; its parameters are taken from them.
+        **more: Parameters by name: ``scale``: ``lite`` and ``full`` show records,
+            ``quick`` trains tiny ones; ``results``: folder with one folder of records
+            per scale; ``device`` to train on: ``cpu``, ``cuda`` (all GPUs there are) or
+            ``cuda:N``; ``data``: folder with CIFAR, if none that of SADDLEBOOK_DATA,
+            else the cache folder; ``train``: make what is missing at ``scale``;
+            ``seeds`` such as ``0,1``: only these, of studies that have them;
+            ``precision`` instead of the scale's own; ``workers``: processes that train
+            side by side on the CPU.
 
     Raises:
-        UsageError: A parameter that the chapter does not declare, or of another type.
+        UsageError: A parameter that there is not, or of another type, or a value that
+            it cannot have.
     """
 
     def __init__(
-        self,
-        chapter: str,
-        *,
-        scale: str = "lite",
-        results: str = "results",
-        device: str = "cpu",
+        self, chapter: str, given: Mapping[str, Any] | None = None, **more: Any
     ) -> None:
         check_injected()
-        one_of("scale", scale, SCALES)
-        one_of("device", str(device).split(":")[0], ("cpu", "cuda"))
-        self.chapter, self.scale, self.device = chapter, scale, str(device)
-        self.results = Path(results) if scale == "quick" else _results(Path(results))
-        self._shown: dict[str, Record] = {}
-        if scale == "quick":
+        values = {n: v for n, v in (given or {}).items() if n in PARAMETERS}
+        check_types(PARAMETERS, values | more)
+        p = PARAMETERS | values | more
+        self.chapter, self.scale, self.device = chapter, p["scale"], p["device"]
+        results = Path(p["results"])
+        self.results = results if self.scale == "quick" else _results(results)
+        self.train, self.workers, self.precision = (
+            p["train"],
+            p["workers"],
+            p["precision"],
+        )
+        self.seeds = chosen_seeds(p["seeds"])
+        self.data = p["data"] or os.environ.get("SADDLEBOOK_DATA") or None
+        self._shown: dict[Experiment, Record] = {}
+        if self.scale == "quick":
             _show(f'<p class="sb-banner" role="note">{SMOKE}</p>', SMOKE)
 
     def source(self, thing: Any, *, docstring: bool = False) -> None:
@@ -76,52 +96,99 @@ class Page:
         _display({"text/markdown": shown, "text/plain": text})
 
     def records(
-        self, study: str | Callable[[], Sequence[Experiment]] | Sequence[Experiment]
+        self, *wanted: str | Callable[[], Sequence[Experiment]] | Sequence[Experiment]
     ) -> list[Record]:
-        """Records of a study: ``full`` where all its records exist, else ``lite``.
+        """Records of studies: ``full`` where all its records exist, else ``lite``.
 
         Args:
-            study: Name or function of ``saddlebook.studies``, or its experiments at
-                full scale.
+            wanted: Names or functions of ``saddlebook.studies``, or experiments at full
+                scale.
 
         Returns:
-            In the study's order; at ``quick`` of its first three seeds only.
+            In the studies' order; at ``quick`` of the first three seeds only.
 
         Raises:
-            UsageError: Records are missing; names the command that makes them.
+            UsageError: Records are missing; names the ways to make them.
         """
-        name, experiments = _named(study)
+        groups = dict(_named(study) for study in wanted)
         if self.scale == "quick":
-            found = self._train(experiments)
+            found = self._smoke([e for group in groups.values() for e in group])
         else:
-            found = self._read(name, experiments)
+            found = [r for some in self._whole(groups) for r in some.records]
         self.show_records(found)
         return found
 
     def show_records(self, found: Sequence[Record]) -> None:
         """Name records in the footer, and say their number and scales in a line."""
-        self._shown |= {record.key: record for record in found}
+        self._shown |= {record.experiment: record for record in found}
         by_scale = Counter(record.experiment.scale for record in found)
         for scale, count in by_scale.items():
             note = f"{count} records at {scale} scale: {_SCALE_NOTES[scale]}."
             _show(f'<p class="sb-note">{html.escape(note)}</p>', note)
 
-    def _read(self, name: str, experiments: Sequence[Experiment]) -> list[Record]:
-        where = "full" if self.scale == "full" else None
-        scale, found, missing = find(experiments, self.results, where)
-        if missing:
-            told = lacking(self.results / scale, missing, len(found), name)
-            raise UsageError(f"{told}; or run this chapter with train=True")
+    def present(self, experiments: Sequence[Experiment]) -> list[Record]:
+        """Records of some experiments, each at its own scale, as far as they are there.
+
+        They stand in the footer. At ``quick`` nothing is trained.
+        """
+        found: list[Record] = []
+        for scale in SCALES:
+            store = Store(self.results / scale)
+            wanted = (exp for exp in experiments if exp.scale == scale)
+            found += filter(None, map(store.get, wanted))
+        self._shown |= {record.experiment: record for record in found}
         return found
 
-    def _train(self, experiments: Sequence[Experiment]) -> list[Record]:
+    def found(
+        self, groups: Mapping[str, Sequence[Experiment]], scale: str | None = None
+    ) -> dict[str, Found]:
+        """What is there of each group, after ``train`` has made what it may.
+
+        Args:
+            groups: Experiments at full scale.
+            scale: Where to look, see ``store.find``; only at the page's own scale is
+                anything trained.
+        """
+        where = scale or ("full" if self.scale == "full" else None)
+
+        def look() -> dict[str, Found]:
+            return {
+                name: find(self._of_seeds(group), self.results, where, self.precision)
+                for name, group in groups.items()
+            }
+
+        found = look()
+        todo = [e for some in found.values() for e in some.missing]
+        todo = [e for e in dict.fromkeys(todo) if e.scale == self.scale]
+        if self.train and todo:
+            make(
+                todo, self.results, data_root=self.data, device=self.device,
+                workers=self.workers,
+            )  # fmt: skip
+            found = look()
+        return found
+
+    def _of_seeds(self, group: Sequence[Experiment]) -> list[Experiment]:
+        """Those of the chosen seeds; all of a study that has none of them."""
+        chosen = [exp for exp in group if exp.seed in self.seeds]
+        return chosen or list(group)
+
+    def _whole(self, groups: Mapping[str, Sequence[Experiment]]) -> Iterator[Found]:
+        for name, found in self.found(groups).items():
+            if found.missing:
+                there = len(found.records)
+                told = lacking(self.results / found.scale, found.missing, there, name)
+                raise UsageError(f"{told}; or run this chapter with train=True")
+            yield found
+
+    def _smoke(self, experiments: Sequence[Experiment]) -> list[Record]:
         import torch
 
         from saddlebook import runner
 
         # Networks of this size train many times faster on one thread than on all
         torch.set_num_threads(1)
-        seeds = sorted({exp.seed for exp in experiments})[:3]
+        seeds = self.seeds or sorted({exp.seed for exp in experiments})[:3]
         chosen = [at_scale(exp, "quick") for exp in experiments if exp.seed in seeds]
         give_up = time.monotonic() + _PATIENCE
         while True:
@@ -161,7 +228,7 @@ class Page:
             paper: The claim, in our words.
             where: Table, figure or section.
             ours: What the records say; build it from them.
-            verdict: A code such as ``R``, or an object with ``code`` and ``name``.
+            verdict: A ``Verdict``, or words.
             cost: Such as ``50 runs of 80 s on one core``.
         """
         rows = {f"The paper ({where})": paper, "Here": ours, "Cost": cost}
@@ -172,12 +239,12 @@ class Page:
         )
 
     def verdict(self, verdict: Any, text: str) -> None:
-        """Show a computed verdict and publish its code as the value ``verdict``."""
-        code = _code(verdict)
-        self.value("verdict", code)
+        """Show a computed verdict and publish its word as the value ``verdict``."""
+        word = _word(verdict)
+        self.value("verdict", word)
         _show(
             f'<p class="sb-verdict">{_badge(verdict)} {html.escape(text)}</p>',
-            f"{code}: {text}",
+            f"{word}: {text}",
         )
 
     def table(self, frame: Any, caption: str = "") -> None:
@@ -190,10 +257,28 @@ class Page:
             raise UsageError("the table has no rows; read the records it needs first")
         if frame.index.nlevels == frame.columns.nlevels == 1:  # one row of headers
             frame = frame.rename_axis(index=None, columns=frame.index.name)
-        body = frame.to_html(escape=True, border=0, classes="sb-table", na_rep="–")
-        head, rest = body.split(">", 1)
+        head, rest = _rows(frame).split(">", 1)
         title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
         _show(f'<div class="sb-scroll">{head}>{title}{rest}</div>', frame.to_string())
+
+    def fold(self, title: str, frame: Any) -> None:
+        """Show a table behind a title that opens it."""
+        body = _rows(frame)
+        head = f"<summary>{html.escape(title)}</summary>"
+        _show(
+            f'<details class="sb-scroll">{head}{body}</details>',
+            f"{title}\n{frame.to_string()}",
+        )
+
+    def judged(self, found: Any, caption: str) -> None:
+        """Show claims with their verdicts; what only experts want is folded.
+
+        Args:
+            found: From ``gather.verdicts``.
+            caption: Of the table.
+        """
+        self.table(claims.listing(found), caption)
+        self.fold(_FOLDED, claims.details(found))
 
     def footer(self) -> None:
         """Show provenance, and leave the mark by which the build knows it got here."""
@@ -212,6 +297,22 @@ class Page:
             chapter=self.chapter,
             records=keys,
         )
+
+
+def _rows(frame: Any) -> str:
+    """A table whose cells name their column, so that a phone can show rows as cards."""
+    flat = frame.columns.nlevels == 1
+    classes = "sb-table sb-cards" if flat else "sb-table"
+    body = frame.to_html(escape=True, border=0, classes=classes, na_rep="–")
+    names = itertools.cycle([html.escape(str(n)) for n in frame.columns])
+
+    def cell(found: re.Match[str]) -> str:
+        text = found[1]
+        kind = "sb-words" if len(text) > _WORDS and " " in text else "sb-number"
+        label = f' data-label="{next(names)}"' if flat else ""
+        return f'<td class="{kind}"{label}>{text}</td>'
+
+    return re.sub(r"<td>(.*?)</td>", cell, body, flags=re.DOTALL)
 
 
 def _results(given: Path) -> Path:
@@ -248,10 +349,19 @@ def provenance(records: Any) -> dict[str, str]:
         "Records": f"{len(records)}, scale "
         + ", ".join(sorted({r.experiment.scale for r in records})),
         "Measured": f"{started[0]} to {started[-1]}; page rendered {now}",
-        "Commit": _distinct(r.provenance.get("commit") for r in records),
+        "Code": _code_of(records),
         "Device": _distinct(r.timing.get("device") for r in records),
         "Cost": f"{sum(took.values()):,.0f} s of training in all",
     }
+
+
+def _code_of(records: Any) -> str:
+    commits = {str(r.provenance.get("commit")) for r in records}
+    dirty = sum(bool(r.provenance.get("dirty")) for r in records)
+    return (
+        f"{len(commits)} commits, named in the records; {dirty} of {len(records)} "
+        "records come from a tree with uncommitted changes"
+    )
 
 
 def _distinct(values: Any) -> str:
@@ -268,15 +378,14 @@ def _without_docstring(text: str) -> str:
     return "\n".join(lines[: doc.lineno - 1] + lines[doc.end_lineno :])
 
 
-def _code(verdict: Any) -> str:
-    return str(getattr(verdict, "code", verdict))
+def _word(verdict: Any) -> str:
+    return str(getattr(verdict, "word", verdict))
 
 
 def _badge(verdict: Any) -> str:
-    code = _code(verdict)
-    name = str(getattr(verdict, "name", ""))
-    kind = "".join(c for c in code if c.isascii() and c.isalpha()) or "none"
-    label = html.escape(f"{code} · {name}" if name else code)
+    word, reason = _word(verdict), str(getattr(verdict, "reason", ""))
+    kind = word if word in WORDS else "none"
+    label = html.escape(f"{word} · {reason}" if reason else word)
     return f'<span class="sb-badge sb-{kind}">{label}</span>'
 
 

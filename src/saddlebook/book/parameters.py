@@ -1,6 +1,6 @@
-"""Values that papermill puts into a chapter, checked against those it declares.
+"""Checks the values that papermill puts into a chapter before anything runs.
 
-Knows source text and IPython's cells.
+Knows source text and IPython's cells; what a value may be, ``studies.check_values``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from saddlebook.errors import UsageError, one_of
+from saddlebook.studies import check_values
+
+# Of every chapter, with their defaults, which set the types
+PARAMETERS: dict[str, Any] = {
+    "scale": "lite", "device": "cpu", "results": "results", "data": "", "train": False,
+    "seeds": "", "precision": "", "workers": 1,
+}  # fmt: skip
 
 
 def check_parameters(declared: str, given: Mapping[str, Any]) -> None:
@@ -24,18 +31,28 @@ def check_parameters(declared: str, given: Mapping[str, Any]) -> None:
     Raises:
         UsageError: Names the parameter, and the nearest one there is.
     """
-    defaults = _assigned(declared)
+    check_types(_assigned(declared), given)
+
+
+def check_types(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse names without a default, other types, and values that cannot be.
+
+    Raises:
+        UsageError: Names the parameter, and the nearest one there is.
+    """
     for name, value in given.items():
         one_of("parameter", name, defaults)
         kind = type(defaults[name])
         number = kind is float and type(value) in (int, float)
-        if not (number or type(value) is kind):
+        kinds = (str, int, list) if name == "seeds" else (kind,)
+        if not (number or type(value) in kinds):
             raise UsageError(
                 f"parameter {name}={value!r} must be a {kind.__name__}, such as "
                 f"{defaults[name]!r}"
             )
         if number and not math.isfinite(value):
             raise UsageError(f"parameter {name}={value!r} must be finite")
+    check_values(given)
 
 
 def _assigned(source: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The trained networks that come with the repository, to measure at once.
+"""Measures the trained networks that come with the repository.
 
 Weights of CE+DRW with SGD and with SAM, last epoch, in ``results/weights``; the images
 are the reader's own copy. What is missing is said in one line, not raised: a chapter

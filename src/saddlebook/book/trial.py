@@ -90,6 +90,13 @@ class Trial:
             self.message += f", {_duration(left)} left"
         self._told()
 
+    def measuring(
+        self, experiment: Experiment, done: float, total: float, what: str
+    ) -> None:
+        """Say which share of the spectra is measured."""
+        self.message = f"measuring curvature, {100 * done / total:.0f} %"
+        self._told()
+
     def _work(self) -> None:
         # Small networks: one thread is fastest; flags as on the command line, so that
         # a trial equals the stored run bit for bit

@@ -47,7 +47,7 @@ class Product:
     Args:
         problem: Whose Hessian.
         dtype: Of parameters, images and products. The loss is float64 in any case:
-            1 − p of a memorised image would lose its digits (``hessian.md``, 7).
+            1 − p of a memorised image would lose its digits.
         keep: Bytes of graphs to keep; beyond it a graph is built for each product.
 
     Raises:

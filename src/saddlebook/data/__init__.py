@@ -15,3 +15,6 @@ from saddlebook.data.longtail import class_groups as class_groups
 from saddlebook.data.longtail import load as load
 from saddlebook.data.longtail import long_tail as long_tail
 from saddlebook.data.longtail import long_tail_indices as long_tail_indices
+from saddlebook.data.own import counted as counted
+from saddlebook.data.own import groups as groups
+from saddlebook.data.own import to_folders as to_folders

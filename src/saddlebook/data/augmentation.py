@@ -1,4 +1,4 @@
-"""Crops, flips, normalisation and resizing of image tensors, on their own device.
+"""Crops, flips, normalises and resizes image tensors on the device they lie on.
 
 Random numbers are made on the CPU as a pure function of (seed, epoch, sample index), so
 that neither the batch size nor a resume nor the device changes them.

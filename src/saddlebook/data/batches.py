@@ -1,17 +1,18 @@
-"""The original CIFAR files: archives, python batches and binary batches.
+"""Reads the original CIFAR files: archives, python batches and binary batches.
 
 Nothing here runs code from a file: archives are matched with their known digest and
-read by member name, never unpacked; python batches are unpickled with nothing but dict,
-list, bytes, str, int and numeric arrays allowed.
+read by member name, never unpacked; python batches, which are pickles, are read without
+unpickling: what they would call is noted, and only numeric arrays are made of that.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
+import itertools
+import pickletools
 import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saddlebook.errors import DataError
+from saddlebook.disk.files import read_whole
+from saddlebook.errors import DataError, explained
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, 3, H, W], labels [N]
 Splits = tuple[Split, Split]  # train, test
@@ -27,6 +29,7 @@ _Read = Callable[[str], bytes]
 
 _PIXELS = 3 * 32 * 32
 _MAX_MEMBER = 160_000_000  # bytes; CIFAR-100's training batch has 154 million
+_MAX_STEPS = 1_000_000  # operations of a pickle; that batch takes about 300,000
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Release:
         return (images, labels), self._batch(name, read, self.test)
 
     def _members(self, path: Path) -> dict[str, bytes]:
-        content = path.read_bytes()
+        content = read_whole(path)
         refuse_web_page(path, content)
         digest = sha256(content).hexdigest()
         if len(content) != self.size or digest != self.sha256:
@@ -100,14 +103,9 @@ class Release:
         return found
 
     def _batch(self, name: str, read: _Read, file: str) -> Split:
-        binary = file.endswith(".bin")
-        try:
-            split = _binary(name, read(file)) if binary else _python(name, read(file))
-        except DataError:
-            raise
-        except Exception as error:  # a damaged pickle can raise anything
-            raise DataError(f"{file} of {name} cannot be read ({error})") from error
-        return split
+        decode = _binary if file.endswith(".bin") else _python
+        with explained(f"{file} of {name} cannot be read", "get it again", DataError):
+            return decode(name, read(file))
 
 
 def _cifar(digits: str, kind: str, digest: str, size: int) -> Release:
@@ -172,7 +170,7 @@ def refuse_web_page(path: Path, content: bytes) -> None:
 
 
 def _folder(path: Path) -> _Read:
-    return lambda file: (path / file).read_bytes()
+    return lambda file: read_whole(path / file, _MAX_MEMBER)
 
 
 def _binary(name: str, content: bytes) -> Split:
@@ -185,50 +183,156 @@ def _binary(name: str, content: bytes) -> Split:
 
 def _python(name: str, content: bytes) -> Split:
     """A pickled dict: ``data`` uint8 [N, 3072], ``labels`` or ``fine_labels``."""
-    loaded = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+    loaded = _Pickle(content).stack[-1]
     batch = {k.decode() if isinstance(k, bytes) else k: v for k, v in loaded.items()}
     key = "labels" if name == "cifar10" else "fine_labels"
     if key not in batch:
         raise DataError(f"a batch of {name} has no {key}, it has {sorted(batch)}")
-    pixels, labels = np.asarray(batch["data"]), np.asarray(batch[key])
+    pixels, labels = _array(batch["data"]), _array(batch[key])
     if pixels.dtype != np.uint8 or labels.dtype.kind not in "iu":
         raise DataError(f"a batch of {name} holds {pixels.dtype} and {labels.dtype}")
     if pixels.shape != (len(labels), _PIXELS):
         raise DataError(f"a batch of {name} has pixels {pixels.shape}")
-    return pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64)
+    return pixels.reshape(-1, 3, 32, 32).copy(), labels.astype(np.int64)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Builds plain values and numeric arrays; any other name in the file is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = {
-            "numpy.ndarray": np.ndarray,
-            "numpy.dtype": np.dtype,
-            "multiarray._reconstruct": _empty_array,
-            "numeric._frombuffer": _from_buffer,
-            "_codecs.encode": _latin1,
-        }
-        short = module.rpartition(".")[2] + "." + name
-        if short not in allowed or module.split(".")[0] not in ("numpy", "_codecs"):
-            raise DataError(
-                f"a batch file asks for {module}.{name}, which CIFAR does not need: it "
-                "may be malicious; delete it"
-            )
-        return allowed[short]
-
-
-def _empty_array(subtype: type, shape: Any, dtype: Any) -> NDArray[Any]:
-    """NumPy fills it afterwards from the file's bytes."""
-    return np.ndarray.__new__(np.ndarray, (0,), np.uint8)
-
-
-def _from_buffer(content: Any, dtype: Any, shape: Any, order: str) -> NDArray[Any]:
-    return np.frombuffer(content, dtype).reshape(
-        shape, order="F" if order == "F" else "C"
+def _array(said: Any) -> NDArray[Any]:
+    """What a noted call describes, or a list of integers, as an array."""
+    if isinstance(said, list):
+        if odd := [item for item in said if type(item) is not int][:1]:
+            raise DataError(f"a batch holds a {type(odd[0]).__name__} as label")
+        return np.array(said, np.int64)
+    if not isinstance(said, _Call):
+        raise DataError(f"a batch holds {type(said).__name__} instead of an array")
+    if said.name.endswith("_frombuffer"):
+        content, dtype, shape, order = said.arguments
+    else:
+        _, shape, dtype, by_column, content = said.state
+        order = "F" if by_column else "C"
+    if isinstance(content, _Call):  # how Python 3 writes bytes in the old protocols
+        content = content.arguments[0]
+    if isinstance(content, str):
+        content = content.encode("latin1")
+    return np.frombuffer(content, _CODES[dtype.arguments[0]]).reshape(
+        shape, order=order
     )
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in the old protocols."""
-    return text.encode("latin1")
+_CODES = {code: np.dtype(code) for code in "u1 u2 u4 u8 i1 i2 i4 i8 f4 f8".split()}
+_CALLS = (
+    "numpy.ndarray",
+    "numpy.dtype",
+    "multiarray._reconstruct",
+    "numeric._frombuffer",
+    "_codecs.encode",
+)
+
+
+@dataclass(eq=False)
+class _Call:
+    """Something that a pickle would have called, with what it gave to it."""
+
+    name: str
+    arguments: Any = ()
+    state: Any = ()
+
+
+def _named(module: str, name: str) -> _Call:
+    short = module.rpartition(".")[2] + "." + name
+    if short not in _CALLS or module.split(".")[0] not in ("numpy", "_codecs"):
+        raise DataError(
+            f"a batch file asks for {module}.{name}, which CIFAR does not need: it "
+            "may be malicious; delete it"
+        )
+    return _Call(short)
+
+
+class _Pickle:
+    """Runs the few operations that plain values need, and calls nothing."""
+
+    def __init__(self, content: bytes) -> None:
+        self.stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        steps = pickletools.genops(content)
+        for operation, argument, _ in itertools.islice(steps, _MAX_STEPS):
+            self._step(operation.name, argument)
+        if next(steps, None):
+            raise DataError(f"a batch file takes more than {_MAX_STEPS} operations")
+
+    def _step(self, name: str, argument: Any) -> None:
+        if name in _ACTIONS:
+            _ACTIONS[name](self, argument)
+        elif name in _EMPTY:
+            self.stack.append(_EMPTY[name]())
+        elif name.endswith("GET"):
+            self.stack.append(self._memo[argument])
+        elif name.endswith("PUT") or name == "MEMOIZE":
+            place = len(self._memo) if argument is None else argument
+            self._memo[place] = self.stack[-1]
+        elif any(word in name for word in _LITERALS):
+            self.stack.append(argument)
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            raise DataError(
+                f"a batch file holds {name}: it may be malicious; delete it"
+            )
+
+    def mark(self, _: Any) -> None:
+        self._marks.append(len(self.stack))
+
+    def take(self, count: int | None = None) -> list[Any]:
+        """The last ``count`` values, or those since the last mark."""
+        start = self._marks.pop() if count is None else len(self.stack) - count
+        taken = self.stack[start:]
+        del self.stack[start:]
+        return taken
+
+    def append(self, count: int | None) -> None:
+        items = self.take(count)
+        self.stack[-1] += items
+
+    def put(self, count: int | None) -> None:
+        items = self.take(count)
+        self.stack[-1].update(_pairs(items))
+
+    def call(self, _: Any) -> None:
+        function, arguments = self.take(2)
+        self.stack.append(replace(function, arguments=arguments))
+
+    def build(self, _: Any) -> None:
+        (state,) = self.take(1)
+        self.stack[-1].state = state
+
+
+def _pairs(items: Sequence[Any]) -> dict[str | bytes, Any]:
+    if odd := [key for key in items[::2] if not isinstance(key, str | bytes)]:
+        raise DataError(f"a batch file has a {type(odd[0]).__name__} as key")
+    return dict(zip(items[::2], items[1::2], strict=True))
+
+
+_LITERALS = ("INT", "LONG", "STRING", "UNICODE", "BYTES", "BYTEARRAY")
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+}
+_ACTIONS: dict[str, Callable[[_Pickle, Any], None]] = {
+    "MARK": _Pickle.mark,
+    "TUPLE": lambda p, _: p.stack.append(tuple(p.take())),
+    "TUPLE1": lambda p, _: p.stack.append(tuple(p.take(1))),
+    "TUPLE2": lambda p, _: p.stack.append(tuple(p.take(2))),
+    "TUPLE3": lambda p, _: p.stack.append(tuple(p.take(3))),
+    "LIST": lambda p, _: p.stack.append(p.take()),
+    "DICT": lambda p, _: p.stack.append(_pairs(p.take())),
+    "APPEND": lambda p, _: p.append(1),
+    "APPENDS": lambda p, _: p.append(None),
+    "SETITEM": lambda p, _: p.put(2),
+    "SETITEMS": lambda p, _: p.put(None),
+    "GLOBAL": lambda p, name: p.stack.append(_named(*name.split(" "))),
+    "STACK_GLOBAL": lambda p, _: p.stack.append(_named(*p.take(2))),
+    "REDUCE": _Pickle.call,
+    "BUILD": _Pickle.build,
+}

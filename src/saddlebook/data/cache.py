@@ -1,4 +1,4 @@
-"""A cache of decoded images: one whole file with its digest, no pickle."""
+"""Keeps decoded images in one whole file with its digest, without pickle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from saddlebook.data.batches import Splits
 from saddlebook.disk.files import write_whole
 
-_MAGIC = b"saddlebook images 3 "
+_MAGIC = b"saddlebook images 4 "
 
 
 def write(path: Path, splits: Splits, digest: str) -> None:
@@ -25,7 +25,7 @@ def write(path: Path, splits: Splits, digest: str) -> None:
     header = {"digest": digest, "shapes": [images.shape for images, _ in splits]}
     parts = [json.dumps(header).encode(), b"\n"]
     for images, labels in splits:
-        parts += [labels.astype(np.uint8).tobytes(), images.tobytes()]
+        parts += [labels.astype("<u2").tobytes(), images.tobytes()]
     rest = b"".join(parts)
     write_whole(path, _MAGIC + sha256(rest).hexdigest().encode() + b"\n" + rest)
 
@@ -43,10 +43,10 @@ def read(path: Path) -> tuple[Splits, str] | None:
     line = rest[:1000].tobytes().partition(b"\n")[0]
     header = json.loads(line)
     train, test = header["shapes"]
-    sizes = [train[0], math.prod(train), test[0], math.prod(test)]
+    sizes = [2 * train[0], math.prod(train), 2 * test[0], math.prod(test)]
     parts = np.split(rest[len(line) + 1 :], np.cumsum(sizes)[:-1])
     splits = (
-        (parts[1].reshape(train), parts[0].astype(np.int64)),
-        (parts[3].reshape(test), parts[2].astype(np.int64)),
+        (parts[1].reshape(train), parts[0].view("<u2").astype(np.int64)),
+        (parts[3].reshape(test), parts[2].view("<u2").astype(np.int64)),
     )
     return splits, header["digest"]

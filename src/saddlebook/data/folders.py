@@ -17,9 +17,7 @@ from torch import Tensor
 from saddlebook import data
 from saddlebook.data import sources
 from saddlebook.disk.files import sha256
-from saddlebook.errors import DataError, UsageError
-
-_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
+from saddlebook.errors import DataError, UsageError, explained
 
 
 class Images(NamedTuple):
@@ -74,15 +72,16 @@ def find(
         dataset = data.load(where, root)
     else:
         folder = Path(where).expanduser()
-        if classes := _class_folders(folder):
-            names = _ordered(folder, list(classes), class_order)
-            classes = {name: classes[name] for name in names}
-            if imbalance_factor or max_count or held_out:
-                raise UsageError(
-                    "class folders are measured whole: no --imbalance-factor, "
-                    "--max-count or --held-out; name the folder you mean"
-                )
-            return _from_folders(folder, classes, image_size)
+        with explained(f"cannot read {where}", "repair or replace it", DataError):
+            if classes := _class_folders(folder):
+                names = _ordered(folder, list(classes), class_order)
+                classes = {name: classes[name] for name in names}
+                if imbalance_factor or max_count or held_out:
+                    raise UsageError(
+                        "class folders are measured whole: no --imbalance-factor, "
+                        "--max-count or --held-out; name the folder you mean"
+                    )
+                return _from_folders(folder, classes, image_size)
         dataset = data.load(_cifar_in(folder), folder)
     return of_dataset(
         dataset, imbalance_factor, max_count, held_out=held_out, image_size=image_size
@@ -151,7 +150,9 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
     found = {
         # as torchvision's ImageFolder: whatever lies below, too
         place.name: sorted(
-            f for f in place.rglob("*") if f.suffix.lower() in _IMAGES and f.is_file()
+            f
+            for f in place.rglob("*")
+            if f.suffix.lower() in sources.IMAGES and f.is_file()
         )
         for place in places
     }
@@ -189,7 +190,7 @@ def _from_folders(
 
     def read(class_: int, rows: Tensor) -> Tensor:
         chosen = [files[class_][row] for row in rows.tolist()]
-        pixels = [_pixels(path, image_size) for path in chosen]
+        pixels = [read_image(path, image_size) for path in chosen]
         shapes = {image.shape[1:] for image in pixels}
         if len(shapes) > 1:
             raise UsageError(
@@ -202,15 +203,15 @@ def _from_folders(
     return Images(name, tuple(classes), sizes, sizes, digest, read)
 
 
-def _pixels(path: Path, size: int | None) -> Tensor:
+def read_image(path: Path, size: int | None) -> Tensor:
     """One image as RGB, its centre square at ``size`` pixels. uint8 [3, H, W]"""
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as image:
-            colours = image.convert("RGB")
-            if size is not None:
-                colours = ImageOps.fit(colours, (size, size), Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(colours).transpose(2, 0, 1).copy())
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error})") from error
+    with (
+        explained(f"{path} cannot be read as an image", "replace it", DataError),
+        sources.picture(path) as image,
+    ):
+        colours = image.convert("RGB")
+        if size is not None:
+            colours = ImageOps.fit(colours, (size, size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(colours).transpose(2, 0, 1).copy())

@@ -1,4 +1,4 @@
-"""Long-tailed image datasets: class counts, the published draw, loading.
+"""Draws long-tailed datasets as the paper does: class counts, the draw, loading.
 
 Images are uint8 tensors ``[N, 3, H, W]``. Their way to the network (crops, flips,
 normalisation, resizing) is in ``augmentation`` and offered here too.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saddlebook.data import cache as decoded
-from saddlebook.data import sources
+from saddlebook.data import own, sources
 from saddlebook.data.augmentation import EpochPlan as EpochPlan
 from saddlebook.data.augmentation import augment as augment
 from saddlebook.data.augmentation import crop_flip as crop_flip
@@ -33,6 +33,7 @@ from saddlebook.data.augmentation import padding as padding
 from saddlebook.data.augmentation import resize as resize
 from saddlebook.data.batches import Splits
 from saddlebook.errors import MachineError, ResourceError, UsageError, one_of
+from saddlebook.experiment import Experiment
 
 CACHE = "~/.cache/saddlebook"
 
@@ -42,7 +43,7 @@ class Dataset:
     """Images and labels of one dataset.
 
     Attributes:
-        name: ``cifar10``, ``cifar100`` or ``digits``.
+        name: ``cifar10``, ``cifar100``, ``digits`` or ``folder:NAME``.
         train_images: uint8 ``[N, 3, H, W]``.
         train_labels: int64 ``[N]``.
         test_images: uint8 ``[M, 3, H, W]``.
@@ -185,26 +186,32 @@ def long_tail(dataset: Dataset, class_counts: Sequence[int], seed: int = 0) -> D
     return replace(dataset, train_images=images, train_labels=labels)
 
 
-def class_groups(num_classes: int) -> dict[str, range]:
-    """Head, mid and tail classes, by class index.
+def class_groups(
+    num_classes: int, class_counts: Sequence[int] | None = None
+) -> dict[str, Sequence[int]]:
+    """Head, mid and tail classes, by class index, or in thirds by count.
 
     3/4/3 for 10 classes and 36/35/29 for 100: the only cuts that reproduce every
     overall accuracy of the paper's main table from its groups (also dvlab-research/
     MiSLAS). Any other number of classes is cut in thirds.
+
+    Args:
+        num_classes: C.
+        class_counts: Of a user's own images, where the index says nothing: classes are
+            ranked by it, those of equal counts by index. [C]
 
     Raises:
         UsageError: Fewer than three classes.
     """
     if num_classes < 3:
         raise UsageError(f"head, mid and tail need 3 classes, got {num_classes}")
-    third = num_classes // 3
+    ranked: Sequence[int] = range(num_classes)
     cuts = {10: (3, 7), 100: (36, 71)}
+    if class_counts is not None:
+        ranked, cuts = sorted(ranked, key=lambda y: -class_counts[y]), {}
+    third = num_classes // 3
     first, last = cuts.get(num_classes, (third, num_classes - third))
-    return {
-        "head": range(first),
-        "mid": range(first, last),
-        "tail": range(last, num_classes),
-    }
+    return {"head": ranked[:first], "mid": ranked[first:last], "tail": ranked[last:]}
 
 
 def load(
@@ -216,8 +223,10 @@ def load(
     """Load a dataset; decoding happens once, into one checked file under ``cache``.
 
     Args:
-        name: ``cifar10``, ``cifar100`` or ``digits`` (scikit-learn's bundled images,
-            8×8 pixels, which need no file).
+        name: ``cifar10``, ``cifar100``, ``digits`` (scikit-learn's bundled images,
+            8×8 pixels, which need no file) or ``folder:NAME``: your own images in the
+            folder NAME of ``root``, see ``saddlebook.data.own``. These are kept at 64
+            pixels, or at their own size where it is one and divides 64.
         root: Folder that holds the original archive or batches, parquet files, or
             class folders, itself or in a folder of that name; ``None``: ``cache``.
         download: Fetch missing CIFAR with torchvision into ``root``.
@@ -227,22 +236,24 @@ def load(
         UsageError: Unknown name.
         DataError: Nothing there, or what is there is damaged or another dataset.
     """
-    one_of("dataset", name, sources.CLASS_NAMES)
+    is_own = Experiment(dataset=name).is_own
     if name == "digits":
-        splits = sources.digits()
-        return _dataset(name, splits, _digest(name, splits))
+        splits, names = sources.digits(), sources.CLASS_NAMES[name]
+        return _dataset(name, names, splits, _digest(name, splits))
     cache = _expanded(cache)
-    source = sources.find(name, _expanded(root or cache), download)
-    path = cache / f"{name}-{source.fingerprint}.images"
+    place = _expanded(root or cache)
+    source = own.find(name, place) if is_own else sources.find(name, place, download)
+    names = source.class_names
+    path = cache / f"{name.replace(':', '-')}-{source.fingerprint}.images"
     if known := decoded.read(path):
-        return _dataset(name, *known)
+        return _dataset(name, names, *known)
     splits = source.read()
     digest = _digest(name, splits)
     try:
         decoded.write(path, splits, digest)
     except (MachineError, ResourceError) as error:
         warnings.warn(f"images will be decoded again next time: {error}", stacklevel=2)
-    return _dataset(name, splits, digest)
+    return _dataset(name, names, splits, digest)
 
 
 def _expanded(path: str | Path) -> Path:
@@ -262,9 +273,8 @@ def _digest(name: str, splits: Splits) -> str:
     return digest.hexdigest()
 
 
-def _dataset(name: str, splits: Splits, digest: str) -> Dataset:
+def _dataset(name: str, names: tuple[str, ...], splits: Splits, digest: str) -> Dataset:
     (images, labels), (test_images, test_labels) = (
         map(torch.from_numpy, split) for split in splits
     )
-    names = sources.CLASS_NAMES[name]
     return Dataset(name, images, labels, test_images, test_labels, names, digest)

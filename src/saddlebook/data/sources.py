@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR archives, parquet, class folders; digits; download."""
+"""Finds and reads images: CIFAR archives, parquet, class folders, digits, download."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saddlebook.data.batches import RELEASES, Split, Splits, refuse_web_page
-from saddlebook.disk.files import locked
-from saddlebook.errors import DataError, MachineError, ResourceError
+from saddlebook.disk.files import locked, read_whole
+from saddlebook.errors import DataError, MachineError, ResourceError, explained
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100 = """
@@ -43,6 +46,10 @@ _CONTENTS = {
 _SIZE = 32
 _LOSSLESS = (".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 _LOSSY = (".jpg", ".jpeg")
+IMAGES = (*_LOSSLESS, *_LOSSY)
+# What Pillow may try: others of its readers start programs (EPS: Ghostscript)
+_FORMATS = ("PNG", "WEBP", "BMP", "PPM", "TIFF", "JPEG")
+_MOST, _MOST_ROWS = 2**28, 100_000  # bytes of an image or parquet file, its rows
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,12 @@ class Source:
     Attributes:
         fingerprint: Changes when a file is replaced (places, sizes, times of change).
         read: Returns the training and the test split.
+        class_names: One name per class, in label order.
     """
 
     fingerprint: str
     read: Callable[[], Splits]
+    class_names: tuple[str, ...] = ()
 
 
 def digits() -> Splits:
@@ -85,17 +94,19 @@ def find(name: str, root: Path, download: bool = False) -> Source:
     Raises:
         DataError: Nothing there; the message says what to run.
     """
-    source = _search(name, root, whole=download)
-    if source is None and download:
-        _download(name, root)
-        source = _search(name, root)
+    with explained(f"cannot read {root}", "get a whole copy", DataError):
+        source = _search(name, root, whole=download)
+        if source is None and download:
+            _download(name, root)
+            source = _search(name, root)
     if source is None:
         raise DataError(
             f"no {name} at {root}; run data.load({name!r}, download=True), or name the "
             "folder that has it: data_root= (data.load: root=) in Python; on the "
             "command line, which alone reads SADDLEBOOK_DATA, --data"
         )
-    return Source(source.fingerprint, lambda: _checked(name, source.read()))
+    names = CLASS_NAMES[name]
+    return Source(source.fingerprint, lambda: _checked(name, source.read()), names)
 
 
 def _search(name: str, root: Path, whole: bool = False) -> Source | None:
@@ -113,16 +124,17 @@ def _released(name: str, folder: Path, whole: bool) -> Source | None:
         archive, unpacked = folder / release.archive, folder / release.folder
         sized = archive.is_file() and archive.stat().st_size == release.size
         if sized or (archive.is_file() and not whole):
-            return Source(_fingerprint([archive]), partial(release.read, name, archive))
+            return Source(fingerprint([archive]), partial(release.read, name, archive))
         if unpacked.is_dir():
             files = [unpacked / file for file in release.files]
             if absent := [path.name for path in files if not path.is_file()]:
                 raise DataError(f"{unpacked} lacks {', '.join(absent)}")
-            return Source(_fingerprint(files), partial(release.read, name, unpacked))
+            return Source(fingerprint(files), partial(release.read, name, unpacked))
     return None
 
 
-def _fingerprint(paths: list[Path]) -> str:
+def fingerprint(paths: list[Path]) -> str:
+    """16 hex digits of the places, sizes and times of change of files."""
     facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     return sha256(repr(facts).encode()).hexdigest()[:16]
 
@@ -135,7 +147,7 @@ def _parquet(name: str, folder: Path, whole: bool) -> Source | None:
         )
         if train and test:
             read = partial(_parquet_splits, name, train, test)
-            return Source(_fingerprint([*train, *test]), read)
+            return Source(fingerprint([*train, *test]), read)
     return None
 
 
@@ -149,47 +161,64 @@ def _joined(parts: list[Split]) -> Split:
 
 
 def _parquet_file(name: str, path: Path) -> Split:
-    """Images and labels of one file in row order."""
+    """Images and labels of one file in row order.
+
+    A few rows at a time: a small file can repeat one large image very often.
+    """
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    with path.open("rb") as file:
-        refuse_web_page(path, file.read(200))
-    try:
-        table = parquet.read_table(path, use_threads=False)
-        encoded = table.column("img").to_pylist()
-        labels = np.array(
-            table.column(_label_column(name, table)).to_pylist(), np.int64
-        )
-    except (arrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as {name} ({error})") from error
-    images = np.empty((len(labels), 3, _SIZE, _SIZE), np.uint8)
-    for row, image in enumerate(encoded):
-        images[row] = _pixels((image or {}).get("bytes"), f"{path}, row {row}")
-    return images, labels
+    labels: list[int] = []
+    images: list[NDArray[np.uint8]] = []
+    with explained(f"{path} cannot be read as {name}", "get a whole copy", DataError):
+        content = read_whole(path, _MOST)
+        refuse_web_page(path, content)
+        file = parquet.ParquetFile(arrow.BufferReader(content))
+        if file.metadata.num_rows > _MOST_ROWS:
+            raise ValueError(f"{file.metadata.num_rows} rows, at most {_MOST_ROWS}")
+        column = _label_column(name, file.schema_arrow)
+        wanted = ["img.bytes", column]
+        for batch in file.iter_batches(16, columns=wanted, use_threads=False):
+            labels += batch.column(column).to_pylist()
+            for row in batch.column("img").to_pylist():
+                where = f"{path}, row {len(images)}"
+                images.append(_pixels((row or {}).get("bytes"), where))
+        return np.array(images).reshape(-1, 3, _SIZE, _SIZE), np.array(labels, np.int64)
 
 
-def _label_column(name: str, table: Any) -> str:
+def _label_column(name: str, schema: Any) -> str:
     columns = ("label", "labels") if name == "cifar10" else ("fine_label", "label")
-    known = [column for column in columns if column in table.column_names]
-    if not known or (name == "cifar10" and "fine_label" in table.column_names):
-        raise KeyError(f"no column {columns[0]} among {', '.join(table.column_names)}")
+    known = [column for column in columns if column in schema.names]
+    if not known or (name == "cifar10" and "fine_label" in schema.names):
+        raise KeyError(f"no column {columns[0]} among {', '.join(schema.names)}")
+    if not str(schema.field(known[0]).type).startswith(("int", "uint")):
+        raise TypeError(f"{known[0]} holds {schema.field(known[0]).type}")
     return known[0]
 
 
 def _pixels(encoded: bytes | None, where: str) -> NDArray[np.uint8]:
     """Decode one image to uint8 [3, 32, 32], refusing what is no plain CIFAR image."""
-    from PIL import Image
-
     if not encoded:
         raise DataError(f"{where}: no image")
-    try:
-        with Image.open(BytesIO(encoded)) as image:
-            if image.size != (_SIZE, _SIZE) or image.mode != "RGB":
-                raise ValueError(f"{image.size} pixels, mode {image.mode}")
-            return np.asarray(image).transpose(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: no 32x32 RGB image ({error})") from error
+    with (
+        explained(f"{where}: no 32x32 RGB image", "get a whole copy", DataError),
+        picture(encoded) as image,
+    ):
+        if image.size != (_SIZE, _SIZE) or image.mode != "RGB":
+            raise ValueError(f"{image.size} pixels, mode {image.mode}")
+        return np.asarray(image).transpose(2, 0, 1)
+
+
+def picture(file: bytes | Path) -> Image.Image:
+    """Open an image of a plain format, whatever its name says; nothing is decoded yet.
+
+    Raises:
+        Exception: Anything that Pillow raises.
+    """
+    from PIL import Image
+
+    content = file if isinstance(file, bytes) else read_whole(file, _MOST)
+    return Image.open(BytesIO(content), formats=_FORMATS)
 
 
 def _class_folders(name: str, folder: Path, whole: bool) -> Source | None:
@@ -199,7 +228,7 @@ def _class_folders(name: str, folder: Path, whole: bool) -> Source | None:
         return None
     listed = [_listed(name, split) for split in (train, test)]
     paths = [path for split in listed for path, _ in split]
-    return Source(_fingerprint(paths), lambda: (_images(listed[0]), _images(listed[1])))
+    return Source(fingerprint(paths), lambda: (_images(listed[0]), _images(listed[1])))
 
 
 def _listed(name: str, split: Path) -> list[tuple[Path, int]]:
@@ -223,8 +252,13 @@ def _listed(name: str, split: Path) -> list[tuple[Path, int]]:
 def _images(listed: list[tuple[Path, int]]) -> Split:
     images = np.empty((len(listed), 3, _SIZE, _SIZE), np.uint8)
     for row, (path, _) in enumerate(listed):
-        images[row] = _pixels(path.read_bytes(), str(path))
+        images[row] = _pixels(_content(path), str(path))
     return images, np.array([label for _, label in listed], np.int64)
+
+
+def _content(path: Path) -> bytes:
+    with explained(f"cannot read {path}", "get a whole copy", DataError):
+        return read_whole(path, _MOST)
 
 
 def _checked(name: str, splits: Splits) -> Splits:

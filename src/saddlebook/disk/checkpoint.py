@@ -1,4 +1,4 @@
-"""Tensors on disk, whole and without pickle: checkpoints and exported weights.
+"""Writes and reads tensors as whole files without pickle: checkpoints and weights.
 
 A file is the SHA-256 of the rest, then a NumPy archive with the tensors and one JSON
 text. Knows names and tensors, no network.

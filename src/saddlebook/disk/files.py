@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: writing, digests and locks.
+"""Writes files that are either whole or not there, and locks and digests them.
 
 Knows bytes and JSON only; no experiment, no tensor.
 """
@@ -10,45 +10,64 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from saddlebook.errors import CorruptError, LockedError, MachineError, ResourceError
+from saddlebook.errors import LockedError, MachineError, ResourceError, explained
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
+def write_whole(
+    path: str | os.PathLike[str], data: bytes, replace: bool = True
+) -> Path:
     """Write ``data`` so that a reader sees the old file or the new one, never a part.
 
     Temporary file in the same folder, fsync, rename, fsync of the folder.
 
+    Args:
+        path: Where to; its folder is made.
+        data: All of it.
+        replace: False: of writers at the same moment one wins, the others are told.
+
     Raises:
+        FileExistsError: It is there and not to be replaced.
         ResourceError: The disk is full; the old file is kept.
         MachineError: The folder cannot be written; the old file is kept.
     """
     path = Path(path)
-    partial = ""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
-        )
-        with os.fdopen(handle, "wb") as out:
+        with partial.open("xb") as out:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
+        (os.replace if replace else _place)(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
-            os.unlink(partial)
+            partial.unlink()
+        if not replace and path.exists():
+            raise FileExistsError(path) from error
         raise _explained(error, path, len(data)) from error
     return path
+
+
+def _place(partial: Path, path: Path) -> None:
+    """Rename to a name that nobody has."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        os.replace(partial, path)  # a file system without second names
+    else:
+        partial.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -71,6 +90,30 @@ def _explained(error: OSError, path: Path, size: int) -> Exception:
     )
 
 
+def read_whole(path: str | os.PathLike[str], most: int = 2**30) -> bytes:
+    """Read a file whose content others may have chosen.
+
+    Raises:
+        OSError: Not there, a pipe, device or folder, or larger than ``most`` bytes.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        size = _regular(handle).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"{size} bytes, at most {most}")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(size)
+    finally:
+        os.close(handle)
+
+
+def _regular(handle: int) -> os.stat_result:
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return found
+
+
 def sha256(data: bytes) -> str:
     """Hex SHA-256 of ``data``."""
     return hashlib.sha256(data).hexdigest()
@@ -83,17 +126,35 @@ def dump_json(value: Any) -> bytes:
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:
-    """Read JSON, refusing duplicate keys and anything cut short.
+    """Read JSON as ``parse_json`` does.
 
     Raises:
         CorruptError: Not readable as one whole JSON value.
     """
-    try:
-        return json.loads(Path(path).read_bytes(), object_pairs_hook=_no_twice)
-    except (ValueError, OSError) as error:
-        raise CorruptError(
-            f"{path} is not a whole JSON file ({error}); delete it and run again"
-        ) from error
+    with explained(f"{path} is not a whole JSON file", "delete it and run again"):
+        return parse_json(read_whole(path))
+
+
+def parse_json(content: bytes) -> Any:
+    """JSON without a key that stands twice, NaN, or integers beyond 64 bits.
+
+    Raises:
+        ValueError: Not one whole value of that kind.
+        RecursionError: Nested too deeply.
+    """
+    return json.loads(
+        content, object_pairs_hook=_no_twice, parse_int=_integer, parse_constant=_finite
+    )
+
+
+def _finite(word: str) -> None:
+    raise ValueError(f"{word} is no finite number")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -109,24 +170,58 @@ def locked(path: str | os.PathLike[str], what: str) -> Iterator[None]:
 
     Raises:
         LockedError: Another process holds it.
+        MachineError: The file cannot be made, or something else lies in its place.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        owner = os.read(handle, 100).decode(errors="replace").strip() or "unknown"
-        os.close(handle)
-        raise LockedError(
-            f"{what} is being run by another process (pid {owner}); wait for it or "
-            "stop it, its progress is kept"
-        ) from error
+        raise _not_lockable(path, error) from error
+    _HELD.add(handle)
     try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        _take(handle, path, what)
         yield
     finally:
-        # said aloud: a child forked meanwhile shares the handle and may outlive us
-        fcntl.flock(handle, fcntl.LOCK_UN)
-        os.close(handle)
+        if handle in _HELD:  # else this is a forked child, which has let go of it
+            _HELD.remove(handle)
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a child of just now may share it
+            os.close(handle)
+
+
+_HELD: set[int] = set()
+
+
+def _let_go() -> None:
+    """A forked child shares its parent's locks and may outlive it."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _take(handle: int, path: Path, what: str) -> None:
+    """Lock an open file and write who holds it, if it is a lock file of ours."""
+    try:
+        linked = _regular(handle).st_nlink > 1
+        owner = os.pread(handle, 20, 0)
+        if linked or (not owner.isdigit() and owner):
+            raise OSError(errno.EEXIST, "it is something else")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise LockedError(
+            f"{what} is being run by another process (pid {owner.decode() or 0}); wait "
+            "for it or stop it, its progress is kept"
+        ) from error
+    except OSError as error:
+        raise _not_lockable(path, error) from error
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, str(os.getpid()).encode(), 0)
+
+
+def _not_lockable(path: Path, error: OSError) -> MachineError:
+    return MachineError(
+        f"cannot lock {path} ({error.strerror}); remove what is there, or choose a "
+        "folder you may write to"
+    )

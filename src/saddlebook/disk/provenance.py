@@ -1,4 +1,4 @@
-"""Where a record comes from: code, versions, device, data and time.
+"""Notes where a record comes from: code, versions, device, data and time.
 
 Never a host, a user or a path.
 """
@@ -24,7 +24,7 @@ import saddlebook
 from saddlebook.disk.files import sha256
 from saddlebook.errors import MachineError
 
-# Files whose code decides a result.
+# Modules whose code decides what a training gives.
 NUMERICS = (
     "losses models optim data/longtail data/augmentation data/sources train/engine "
     "train/graphs train/loop train/run train/task"
@@ -195,7 +195,7 @@ def code_digest(modules: tuple[str, ...], folder: Path = _PACKAGE) -> str:
 
 
 def essence(source: str) -> str:
-    """The code's tokens, a line a statement."""
+    """The code's tokens, a line per statement."""
     lines: list[list[str]] = [[]]
     for kind, text in _tokens(source):
         if kind == tokenize.NEWLINE:

@@ -33,7 +33,7 @@ def class_counts(classes: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Training images per class on a logarithmic axis, by group.
 
     Args:
-        classes: ``name count group``, one row a class.
+        classes: ``name count group``, one row per class.
         ax: To draw on; a new one otherwise, here and below.
     """
     ax = ax or panels()[0]
@@ -154,7 +154,12 @@ def through_training(
 
 
 @styled
-def methods(cells: pd.DataFrame, group: str = "tail", ax: Axes | None = None) -> Axes:
+def methods(
+    cells: pd.DataFrame,
+    group: str = "tail",
+    best: pd.DataFrame | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Ours and the paper's accuracy of each method, every run a point.
 
     Ours: mean and 95 % t-interval; the paper's: a diamond with its printed spread.
@@ -162,6 +167,7 @@ def methods(cells: pd.DataFrame, group: str = "tail", ax: Axes | None = None) ->
     Args:
         cells: From ``report.cells``, of one dataset.
         group: ``overall``, ``head``, ``mid`` or ``tail``.
+        best: The same cells at the epoch best on the test set; hollow squares.
         ax: To draw on.
     """
     part = cells[(cells["group"] == group) & (cells["n"] > 0)]
@@ -172,6 +178,13 @@ def methods(cells: pd.DataFrame, group: str = "tail", ax: Axes | None = None) ->
         part["paper"], places + 0.22, xerr=part["spread"].fillna(0), fmt="D",
         color=GREY, markerfacecolor="none", capsize=2, label="the paper",
     )  # fmt: skip
+    if best is not None:
+        same = best.set_index(["method", "group"])["mean"]
+        tops = [same[method, group] for method in part["method"]]
+        ax.plot(
+            tops, places - 0.12, "s", color=BLUE, markerfacecolor="none", markersize=7,
+            label="ours, best on test",
+        )  # fmt: skip
     told = (
         f"{row['method']} {row['mean']:.1f}, paper {row['paper']:.1f}"
         for _, row in part.iterrows()
@@ -184,7 +197,7 @@ def effects(judged: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Paired differences, every seed a point, with 95 % t-intervals and a line at none.
 
     Args:
-        judged: From ``claims.judge``.
+        judged: From ``claims.judge``, of one contrast per claim.
         ax: To draw on.
     """
     ax = ax or panels(height=0.9 + 0.32 * len(judged))[0]

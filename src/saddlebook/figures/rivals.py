@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from saddlebook.record import Record
 
 _GROUPS = ("overall", "tail")
+_UNPUBLISHED = "undecided: protocol not published"
 _DATASETS = {"cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT"}
 
 
@@ -31,51 +32,32 @@ def printed_tails(printed: pd.DataFrame) -> str:
 
 
 def comparison(records: Sequence[Record], printed: pd.DataFrame) -> pd.DataFrame:
-    """Ours beside the paper's, one row an optimizer.
+    """Ours beside the paper's, one row per optimizer.
 
-    The verdict is X where the paper's settings are not published; else it is that of
-    ``report.cells``, which gives one at ``full`` scale only.
+    A printed number is undecided where the paper's settings are not published; else the
+    verdict is that of ``report.cells``, which gives one at ``full`` scale only.
 
     Args:
         records: Of ``optimizers``, of one scale; may be empty.
         printed: ``report.paper("optimizers", "cifar10")``.
     """
-    ours = _last(records)
-    codes = _codes(records, printed)
+    cells = report.cells(report.by_method(records), printed) if records else None
     rows = []
     for method, part in printed.groupby("method", sort=False):
         theirs = part.set_index("group")
-        row: dict[str, Any] = {"optimizer": method}
-        seen = [ours.get((str(method), group)) for group in _GROUPS]
-        row["runs"] = 0 if seen[0] is None else seen[0]["n"]
-        for group, mine in zip(_GROUPS, seen, strict=True):
-            row[group] = "–" if mine is None else report.plus_minus(mine)
-            row[f"{group}, paper"] = f"{theirs['mean'][group]:.1f}"
+        row: dict[str, Any] = {"optimizer": method, "runs": 0}
+        words = []
+        for group in _GROUPS:
+            row[group], row[f"{group}, paper"] = "–", f"{theirs['mean'][group]:.1f}"
+            if cells is not None:
+                mine = cells[cells["method"].eq(method) & cells["group"].eq(group)]
+                seen: Any = mine.iloc[0]
+                row |= {"runs": seen["n"], group: report.plus_minus(seen)}
+                words += [f"{group} {seen['word']}"] if seen["word"] else []
         published = (theirs["settings"] == "published").all()
-        row["verdict"] = codes.get(str(method), "–") if published else "X"
+        row["verdict"] = ", ".join(words) or "–" if published else _UNPUBLISHED
         rows.append(row)
     return pd.DataFrame(rows).set_index("optimizer")
-
-
-def _last(records: Sequence[Record]) -> dict[tuple[str, str], Any]:
-    if not records:
-        return {}
-    table = report.by_method(records)
-    table = table[table["choice"] == "last"]
-    return {(row["method"], row["group"]): row for _, row in table.iterrows()}
-
-
-def _codes(records: Sequence[Record], printed: pd.DataFrame) -> dict[str, str]:
-    """Verdicts overall and on the tail, by method."""
-    if not records:
-        return {}
-    cells = report.cells(report.by_method(records), printed)
-    found: dict[str, str] = {}
-    for method, part in cells.groupby("method", sort=False):
-        codes = part.set_index("group")["code"]
-        told = [f"{group} {codes[group]}" for group in _GROUPS if codes[group]]
-        found[str(method)] = ", ".join(told) or "–"
-    return found
 
 
 def reruns(tuned: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:

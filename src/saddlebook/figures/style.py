@@ -25,9 +25,8 @@ GREY = "#7d7d7d"  # the paper's numbers
 INK = "#787878"  # text and axes; the page's own text colour once shown
 COLOURS = (BLUE, ORANGE, TEAL, PURPLE, GREY)
 _FONT = "var(--pst-font-family-base, sans-serif)"
-_FIT = (
-    "width:100%;min-width:30rem;height:auto;stroke-linejoin:round;stroke-linecap:butt"
-)
+_FIT = "width:100%;height:auto;stroke-linejoin:round;stroke-linecap:butt"
+_PHONE, _LETTER = 4.4, 0.075  # inches: width on a phone, and about that of a letter
 _STYLE = {
     "font.size": 9,
     "svg.fonttype": "none",
@@ -109,6 +108,24 @@ def inline(figure: Figure) -> str:
     )
 
 
+def stacked(figure: Figure) -> Figure:
+    """The same figure laid out anew for a phone: narrow, its panels in one column."""
+    specs = {a: spec for a in figure.axes if (spec := a.get_subplotspec())}
+    places = list(dict.fromkeys(specs.values()))
+    rows = places[0].get_gridspec().nrows if places else 1
+    grid = figure.add_gridspec(len(places) or 1, 1)
+    for axes, spec in specs.items():
+        axes.set_subplotspec(grid[places.index(spec)])
+        if len(places) > 1:
+            axes.tick_params(labelbottom=True, labelleft=True)
+        words = [label.get_text() for label in axes.get_xticklabels()]
+        letters = sum(max(map(len, word.split("\n"))) + 1 for word in words)
+        if letters * _LETTER > _PHONE:
+            axes.tick_params(axis="x", rotation=60)
+    figure.set_size_inches(_PHONE, figure.get_figheight() / rows * len(places or [1]))
+    return figure
+
+
 def standalone(figure: Figure) -> bytes:
     """The figure as an SVG file of its own, its description inside."""
     out = io.BytesIO()
@@ -132,7 +149,8 @@ def show(
 
     figure = axes.figure
     assert isinstance(figure, Figure)
-    body = f'<div class="sb-scroll">{shape(inline(figure))}</div>'
+    body = f'<div class="sb-wide">{shape(inline(figure))}</div>'
+    body += f'<div class="sb-narrow">{shape(inline(stacked(figure)))}</div>'
     text = f"<figcaption>{html.escape(caption)}</figcaption>"
     display(
         {

@@ -1,6 +1,7 @@
 """Accuracy over a swept setting: tables, curves and the radius explorer.
 
-Tables have one row a run. Accuracies are test accuracies after the last epoch, percent.
+Tables have one row per run. Accuracies are test accuracies after the last epoch, in
+percent.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from saddlebook import studies
 from saddlebook.experiment import Experiment, at_scale
@@ -33,7 +35,7 @@ _GROUP_STYLES |= {"tail": (ORANGE, "^")}
 
 
 def runs(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a run: its settings, accuracies and the tail's training loss (nats)."""
+    """One row per run: its settings, accuracies and the tail's training loss (nats)."""
     return pd.DataFrame([_row(record) for record in records], columns=_COLUMNS)
 
 
@@ -44,7 +46,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def by_group(table: pd.DataFrame, groups: Sequence[str] = GROUPS) -> pd.DataFrame:
-    """The table of ``runs`` with one row a run and group: ``group``, ``accuracy``."""
+    """The table of ``runs`` with one row per run and group: ``group``, ``accuracy``."""
     kept = [name for name in table.columns if name not in GROUPS]
     return table.melt(kept, list(groups), "group", "accuracy")
 
@@ -57,7 +59,7 @@ def tail_spectra(records: Iterable[Record], mode: str = "clean") -> pd.DataFrame
     rows = []
     for record in records:
         last = record.experiment.epochs
-        rarest = record.experiment.num_classes - 1
+        rarest = record.groups["tail"][-1]
         for item in record.spectra:
             if (item["class"], item["epoch"], item["mode"]) == (rarest, last, mode):
                 rows.append(_row(record) | {name: item[name] for name in _SPECTRUM})
@@ -78,7 +80,7 @@ def curve(
     """``y`` over ``x``, a colour and marker for each ``by``: runs faint, means joined.
 
     Args:
-        table: One row a run.
+        table: One row per run.
         x: Swept setting.
         y: What came out.
         by: Tells curves apart.
@@ -106,6 +108,33 @@ def curve(
         ax.set_xticks(sorted(set(table[x])), [f"{v:g}" for v in sorted(set(table[x]))])
         ax.minorticks_off()
     return _named(ax, names[0] or x, names[1] or y, told)
+
+
+@styled
+def scatter(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    *,
+    names: tuple[str, str] = ("", ""),
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """``y`` against ``x``, every run a point, a colour and marker for each ``by``.
+
+    Args: as in ``curve``.
+    """
+    ax = ax or panels(height=3.6)[0]
+    told = []
+    for i, (name, part) in enumerate(table.groupby(by, sort=False)):
+        style = look(str(name), i)
+        ax.plot(part[x], part[y], linestyle="", markersize=4, label=str(name), **style)
+        told.append(f"{name} {part[y].mean():.3g} at {part[x].mean():.2g}")
+    if log and told:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return _named(ax, names[0] or x, names[1] or y, told or ["not run yet"])
 
 
 def look(name: str, i: int) -> dict[str, Any]:

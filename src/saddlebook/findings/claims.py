@@ -1,304 +1,414 @@
-"""What records say about the paper's claims, and what its own numbers support.
+"""Claims as data, and the one place and the one rule that judge them.
 
-A claim is a difference between two methods, paired by seed. Which comparisons are made,
-and the margins below which a gain counts as none, were fixed before a result was seen.
-Differences are in percent points.
+A claim has one identifier and belongs to one family. It is made of contrasts, each a
+number of every seed, and the bounds that the number must keep:
+
+- A contrast keeps a bound if a t-test over the seeds rejects the other side. What
+  compares runs of two settings is tested paired by seed *and* unpaired (Welch), and the
+  larger p-value counts: pairing by seed is nearly worthless here, and once misleads.
+- A claim is supported if all contrasts of one of its alternatives keep their bounds:
+  the largest p of an alternative counts, the smallest of k alternatives k times. It is
+  contradicted if, in every alternative, one of m contrasts breaks a bound: the smallest
+  p counts m times. Both are Holm-adjusted over the whole family, whether run or not.
+- Otherwise it is undecided, and says why. All registered seeds must be there.
+
+The rule that was registered before the runs tested paired by seed only; what it says
+stands beside, in the column ``registered``.
 
 References:
-    Holm 1979 (correction over a family); LeBel et al. 2019 (verdicts on effects).
+    Berger 1982 (all parts must be significant: no correction inside an alternative);
+    Welch 1947; Holm 1979.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from saddlebook import studies
-from saddlebook.errors import UsageError
-from saddlebook.findings import inference
-from saddlebook.findings.inference import Difference, Sample, Verdict
-from saddlebook.findings.report import (
-    CELL,
-    MARGINS,
-    PAPER_RUNS,
-    by_method,
-    cells,
-    common_scale,
-)
+from saddlebook.experiment import SCALES, Experiment, at_scale
+from saddlebook.findings import inference, spectra
+from saddlebook.findings.inference import (
+    ALPHA,
+    CONTRADICTED,
+    SUPPORTED,
+    TOO_FEW,
+    TOO_WIDE,
+    UNDECIDED,
+    Difference,
+    Verdict,
+)  # fmt: skip
+from saddlebook.record import Record
 
-if TYPE_CHECKING:
-    from saddlebook.record import Record
-
-_ESTIMATE = ("difference", "low", "high")
-BASES = ("CE", "CE+DRW", "LDAM+DRW", "VS")
+Sides = Sequence[tuple[float, Mapping[int, float]]]  # factor, values by seed
+P = tuple[float, float]  # of keeping all bounds, and of breaking one
 
 
-class Comparison(NamedTuple):
-    """A pre-registered comparison: ``other`` minus ``base``, paired by seed.
+class Runs(dict[Experiment, Record]):
+    """Records by experiment, with and without what was measured in them.
+
+    Of one training measured twice, the run without spectra counts for accuracy.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        super().__init__()
+        for record in sorted(
+            records, key=lambda r: (not r.experiment.spectra_at, r.key)
+        ):
+            self[record.experiment.training] = self[record.experiment] = record
+
+    @cached_property
+    def spectra(self) -> pd.DataFrame:
+        """Those of the dynamics figure only: other studies measure other settings."""
+        every = [at_scale(e, scale) for e in studies.dynamics() for scale in SCALES]
+        return spectra.spectra([self[exp] for exp in every if exp in self])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A number of every seed, and the bounds it should keep.
 
     Attributes:
-        base: Method, as ``Experiment.method`` names it.
-        other: Method it is compared with.
-        group: ``overall`` or ``tail``.
-        claim: ``gain``, ``no gain`` (less than the group's margin counts as none) or
-            ``differ``.
+        name: What it is, in words.
+        low: It should be above this.
+        high: And below this.
+        unlike: A margin: it should differ from zero, and is refuted within ±margin.
+        two_sided: The p-value of a bound counts twice.
+        unpaired: Whether Welch's test, too, must agree.
+        digits: After the point, where it is shown.
+        group: Of accuracies: ``overall``, ``head``, ``mid`` or ``tail``, or two with
+            `` − `` between.
+        seeds: That are registered.
     """
 
-    base: str
-    other: str
-    group: str
-    claim: str = "gain"
+    name: str
+    low: float = -math.inf
+    high: float = math.inf
+    unlike: float = 0.0
+    two_sided: bool = False
+    unpaired: bool = True
+    digits: int = 1
+    group: str = ""
+    seeds: tuple[int, ...] = studies.SEEDS
+
+    @property
+    def bound(self) -> str:
+        """The bounds in words."""
+        parts = [f"above {self.low:g}"] if self.low > -math.inf else []
+        parts += [f"below {self.high:g}"] if self.high < math.inf else []
+        return " and ".join(parts) or "not 0"
+
+    def experiments(self) -> list[Experiment]:
+        """The runs it needs, at full scale."""
+        raise NotImplementedError
+
+    def sides(self, runs: Runs, scale: str) -> Sides:
+        """Its terms: a factor, and a value of every seed that is there."""
+        raise NotImplementedError
+
+    def note(self, runs: Runs, scale: str) -> str:
+        """What else to say of its runs."""
+        return ""
+
+    def registered(self, runs: Runs, scale: str) -> P:
+        """What was registered before the runs: the test paired by seed alone."""
+        return self.p_values(inference.paired(by_seed(self.sides(runs, scale))))
+
+    def tests(self, sides: Sides) -> list[Difference]:
+        """Paired by seed, and unpaired where it compares settings."""
+        found = [inference.paired(by_seed(sides))]
+        if self.unpaired and len(sides) > 1:
+            terms = [(f, inference.sample([*part.values()])) for f, part in sides]
+            found.append(inference.combined(terms))
+        return found
+
+    def p_values(self, found: Difference) -> P:
+        """Of keeping all bounds, and of breaking one of them."""
+        if self.unlike:
+            return found.p_zero(), found.p_equivalent(self.unlike)
+        keeps, breaks = [], []
+        if self.low > -math.inf:
+            keeps.append(found.p_above(self.low))
+            breaks.append(found.p_below(self.low))
+        if self.high < math.inf:
+            keeps.append(found.p_below(self.high))
+            breaks.append(found.p_above(self.high))
+        count = 2 if self.two_sided else 1
+        return (
+            min(1.0, count * max(keeps)),
+            min(1.0, count * len(breaks) * min(breaks)),
+        )
 
 
-def sam_comparisons() -> tuple[Comparison, ...]:
-    """SAM against its base, overall and tail: the paper's main claim, eight tests.
+class Claim(NamedTuple):
+    """A statement and its alternatives: the contrasts of one of them must all hold.
 
-    The paper's table shows no gain of the tail where nothing is re-weighted (CE).
+    Attributes:
+        name: Identifier, one in all families.
+        statement: In words.
+        alternatives: Contrasts.
+        paper: The paper's value of the first contrast; NaN where it has none.
+        alone: Registered outside the correction.
     """
-    return tuple(
-        Comparison(base, f"{base}+SAM", group, claim)
-        for base in BASES
-        for group in MARGINS
-        for claim in ["no gain" if (base, group) == ("CE", "tail") else "gain"]
-    )
+
+    name: str
+    statement: str
+    alternatives: tuple[tuple[Contrast, ...], ...]
+    paper: float = math.nan
+    alone: bool = False
+
+    @property
+    def contrasts(self) -> dict[str, list[Contrast]]:
+        """By name; those of one name differ in their bounds only."""
+        found: dict[str, list[Contrast]] = {}
+        for parts in self.alternatives:
+            for contrast in parts:
+                found.setdefault(contrast.name, []).append(contrast)
+        return found
+
+    def experiments(self, scale: str) -> list[Experiment]:
+        """All runs it needs, those of tuning included."""
+        parts = [same[0].experiments() for same in self.contrasts.values()]
+        return list(dict.fromkeys(at_scale(e, scale) for some in parts for e in some))
 
 
-def control_comparisons() -> tuple[Comparison, ...]:
-    """What the paper lacks: weight decay tuned for SGD, beside SAM. Four tests.
+class Family(NamedTuple):
+    """Claims that are corrected together, and how many more are judged elsewhere."""
 
-    Does tuned SGD differ from SAM as published, and does SAM still gain when both have
-    the tuned weight decay?
-    """
-    tuned, tuned_sam = (exp.method for exp in studies.control(seeds=(0,)))
-    return tuple(
-        Comparison(base, other, group, "differ")
-        for base, other in (("CE+DRW+SAM", tuned), (tuned, tuned_sam))
-        for group in MARGINS
-    )
+    name: str
+    claims: tuple[Claim, ...]
+    more: int = 0
+
+    def experiments(self, scale: str) -> list[Experiment]:
+        """All runs that its claims need."""
+        found = (e for claim in self.claims for e in claim.experiments(scale))
+        return list(dict.fromkeys(found))
 
 
-def loss_comparisons() -> tuple[Comparison, ...]:
-    """The baselines against plain cross-entropy, all with SGD. Six tests."""
-    return tuple(
-        Comparison("CE", other, group) for other in BASES[1:] for group in MARGINS
-    )
+def by_seed(sides: Sides) -> list[float]:
+    """The contrast's value of every seed that all its terms have."""
+    seeds = [s for s in sides[0][1] if all(s in part for _, part in sides)]
+    return [math.fsum(factor * part[s] for factor, part in sides) for s in seeds]
 
 
 def judge(
+    family: Family,
     records: Iterable[Record],
-    comparisons: Sequence[Comparison],
-    printed: pd.DataFrame | None = None,
-    choice: str = "last",
+    scale: str = "lite",
+    *,
+    elsewhere: bool = True,
 ) -> pd.DataFrame:
-    """Test the comparisons, paired by seed, Holm-adjusted over all of them.
-
-    ``holds`` is ``yes`` or ``no`` only where a test settles it, else ``open``. A gain
-    is settled by the adjusted p-value. ``no gain`` holds if a gain of the margin or
-    more is rejected (one-sided, ``p_none``), and fails on a significant gain else.
+    """A verdict on each claim of a family.
 
     Args:
-        records: Of both methods of each comparison, with common seeds.
-        comparisons: The family, all of it: leaving one out changes the correction.
-        printed: ``report.paper("table1", dataset=…)`` for its effects, or None.
-        choice: ``last`` or ``best`` epoch.
+        family: All of it: leaving a claim out changes the correction.
+        records: Of any studies and scales, more than needed or fewer.
+        scale: Where nothing is complete at a better one, and named for what is missing.
+        elsewhere: Whether a claim may be judged at the most faithful complete scale.
 
     Returns:
-        One row a comparison: its fields and ``n difference low high p p_holm p_none
-        paper verdict holds values seeds``.
-
-    Raises:
-        UsageError: A comparison without runs, or with fewer than three common seeds.
+        One row per claim: ``claim statement family scale n missing word reason
+        registered p p_against detectable``; of its first contrast ``contrast group
+        difference low high values paper``; ``here`` has all contrasts in words, and
+        ``note`` what tuning chose. p-values are Holm-adjusted, NaN where not tested.
+        ``detectable`` is what this many runs would show with a power of 80 %, corrected
+        for the family.
     """
-    ours = by_method(records)
-    common_scale(ours, ours if printed is None else printed)
-    ours = ours[ours["choice"] == choice].set_index(CELL)
-    pairs = [_paired(ours, comparison) for comparison in comparisons]
-    tests = [inference.paired(tuple(pair.values())) for pair in pairs]
-    adjusted = inference.holm([test.p_zero() for test in tests])
-    rows = []
-    for comparison, pair, test, p in zip(
-        comparisons, pairs, tests, adjusted, strict=True
-    ):
-        effect = _effect(printed, comparison)
-        row = comparison._asdict() | {"n": len(pair), "difference": test.mean}
-        row |= test.interval()._asdict() | {"p": test.p_zero(), "p_holm": p}
-        row |= {"p_none": test.p_below(MARGINS[comparison.group]), "paper": effect}
-        row |= {"verdict": inference.signal(test, p, effect)}
-        row |= {"values": tuple(pair.values()), "seeds": tuple(pair)}
-        rows.append(row | {"holds": _holds(row)})
+    runs = Runs(records)
+    rows = [_row(claim, runs, scale, elsewhere) for claim in family.claims]
+    count = len(rows) + family.more
+    raw = [min(row["p"], row["p_against"]) for row in rows]
+    for name in ("p", "p_against"):
+        _adjust(rows, name, count, [False] * len(rows))
+        _adjust(rows, f"registered_{name}", count, [c.alone for c in family.claims])
+    for row, p in zip(rows, raw, strict=True):
+        row["word"] = _word(row["p"], row["p_against"])
+        old = [row.pop(f"registered_{name}") for name in ("p", "p_against")]
+        row["registered"] = _word(*old)
+        row["reason"] = _reason(row, p, count)
+        row["detectable"] = row["detectable"](ALPHA / count)
+        row["family"] = family.name
     return pd.DataFrame(rows)
 
 
-def _paired(ours: pd.DataFrame, comparison: Comparison) -> dict[int, float]:
-    """Differences by seed, over the seeds that both methods have."""
-    sides = []
-    for method in (comparison.base, comparison.other):
-        where = (method, comparison.group)
-        if where not in ours.index:
-            raise UsageError(f"no runs of {method} to compare")
-        row: Any = ours.loc[[where]].iloc[0]
-        sides.append(dict(zip(row["seeds"], row["values"], strict=True)))
-    base, other = sides
-    return {seed: other[seed] - base[seed] for seed in base if seed in other}
-
-
-def _effect(printed: pd.DataFrame | None, comparison: Comparison) -> float:
-    if printed is None:
-        return math.nan
-    means = printed.set_index(CELL)["mean"].to_dict()
-    base, other = (
-        means.get((method, comparison.group), math.nan)
-        for method in (comparison.base, comparison.other)
-    )
-    return round(other - base, 6)
-
-
-def _holds(row: dict[str, Any]) -> str:
-    heard = row["p_holm"] < inference.ALPHA
-    if row["claim"] == "differ":
-        return "yes" if heard else "open"
-    if row["claim"] == "no gain":
-        if row["p_none"] < inference.ALPHA:
-            return "yes"
-        return "no" if heard and row["difference"] > 0 else "open"
-    return ("yes" if row["difference"] > 0 else "no") if heard else "open"
-
-
-def settled(judged: pd.DataFrame) -> Verdict:
-    """How many claims hold, fail and stay open, as a verdict to show."""
-    counts = [(judged["holds"] == answer).sum() for answer in ("yes", "no", "open")]
-    hold, fail, stay = counts
-    return Verdict("claims", f"{hold} hold, {fail} fail, {stay} open", tell(judged))
-
-
-def sheet(judged: pd.DataFrame) -> pd.DataFrame:
-    """The claims as readers want them: differences with 95 % intervals, verdicts."""
-    ours = [
-        f"{d:+.1f} ({low:+.1f} to {high:+.1f})"
-        for d, low, high in zip(*(judged[c] for c in _ESTIMATE), strict=True)
+def _adjust(rows: Any, name: str, count: int, alone: Sequence[bool]) -> None:
+    """Holm over all ``count`` claims; what was not run counts all the same."""
+    known = [
+        r for r, own in zip(rows, alone, strict=True) if r[name] == r[name] and not own
     ]
-    paper = [
-        "" if math.isnan(effect) else f"{effect:+.1f}" for effect in judged["paper"]
+    values = [row[name] for row in known] + [1.0] * (count - len(known))
+    for row, p in zip(known, inference.holm(values), strict=False):
+        row[name] = p
+
+
+def _row(claim: Claim, runs: Runs, scale: str, elsewhere: bool) -> dict[str, Any]:
+    present = {exp.scale for exp in runs} if elsewhere else {scale}
+    lacks = {
+        known: [exp for exp in claim.experiments(known) if exp not in runs]
+        for known in SCALES
+        if known in (present or {scale})
+    }
+    scale = min(lacks, key=lambda known: len(lacks[known]))
+    parts = {name: same[0] for name, same in claim.contrasts.items()}
+    sides = {n: same[0].sides(runs, scale) for n, same in claim.contrasts.items()}
+    values = {name: by_seed(side) for name, side in sides.items()}
+    name, first = next(iter(values.items()))
+    row: dict[str, Any] = {
+        "claim": claim.name,
+        "statement": claim.statement,
+        "scale": scale,
+    }
+    row |= {"n": len(first), "missing": len(lacks[scale]), "contrast": name}
+    row |= {"difference": math.fsum(first) / len(first) if first else math.nan}
+    row |= inference.t_interval(first)._asdict()
+    row |= {"values": tuple(first), "paper": claim.paper, "group": parts[name].group}
+    each = [
+        f"{f'{name} ' * (len(values) > 1)}{told(some, parts[name].digits)}"
+        for name, some in values.items()
     ]
-    table = pd.DataFrame(
-        {
-            "comparison": names(judged),
-            "claim": judged["claim"],
-            "the paper": paper,
-            "ours": ours,
-            "adjusted p": [f"{p:.3g}" for p in judged["p_holm"]],
-            "holds": judged["holds"],
-            "effect": judged["verdict"],
-        }
-    )
-    return table.set_index("comparison")
+    row["here"] = "; ".join(each)
+    notes = (part.note(runs, scale) for part in parts.values())
+    row["note"] = "; ".join(filter(None, notes))
+    row["few"] = any(len(v) < len(parts[name].seeds) for name, v in values.items())
+    if lacks[scale] or row["few"]:
+        names = ("p", "p_against", "registered_p", "registered_p_against")
+        row |= dict.fromkeys(names, math.nan)
+        return row | {"disagree": False, "detectable": lambda alpha: math.nan}
+    return row | _tested(claim, runs, scale, sides)
+
+
+def _tested(
+    claim: Claim, runs: Runs, scale: str, sides: Mapping[str, Sides]
+) -> dict[str, Any]:
+    tests = {n: same[0].tests(sides[n]) for n, same in claim.contrasts.items()}
+
+    def larger(contrast: Contrast) -> P:
+        found = [contrast.p_values(test) for test in tests[contrast.name]]
+        return max(p for p, _ in found), max(p for _, p in found)
+
+    keeps, breaks = _whole(claim, larger)
+    paired = _whole(claim, lambda c: c.p_values(tests[c.name][0]))
+    old, old_against = _whole(claim, lambda c: c.registered(runs, scale))
+    first = next(iter(claim.contrasts.values()))[0]
+
+    def detectable(alpha: float) -> float:
+        if len(tests) > 1:
+            return math.nan
+        alpha /= 2 if first.two_sided or first.unlike else 1
+        return max(test.detectable(alpha) for test in tests[first.name])
+
+    disagree = (min(paired) < ALPHA) != (min(keeps, breaks) < ALPHA)
+    return {
+        "p": keeps, "p_against": breaks, "registered_p": old,
+        "registered_p_against": old_against, "disagree": disagree,
+        "detectable": detectable,
+    }  # fmt: skip
+
+
+def _whole(claim: Claim, of: Any) -> P:
+    """p-values of the claim from those of its contrasts."""
+    parts = [[of(contrast) for contrast in some] for some in claim.alternatives]
+    keeps = len(parts) * min(max(p for p, _ in some) for some in parts)
+    breaks = max(len(some) * min(p for _, p in some) for some in parts)
+    return min(1.0, keeps), min(1.0, breaks)
+
+
+def _word(p: float, p_against: float) -> str:
+    if p < ALPHA:
+        return SUPPORTED
+    return CONTRADICTED if p_against < ALPHA else UNDECIDED
+
+
+def _reason(row: Mapping[str, Any], raw: float, count: int) -> str:
+    if row["word"] != UNDECIDED:
+        return ""
+    if row["missing"]:
+        return f"{TOO_FEW}: {row['missing']} are missing"
+    if row["few"]:
+        return f"{TOO_FEW}: {row['n']} seeds measured"
+    if row["disagree"]:
+        return "paired by seed and unpaired tests disagree"
+    return f"not after the correction for {count} claims" if raw < ALPHA else TOO_WIDE
+
+
+def told(values: Sequence[float], digits: int = 1) -> str:
+    """Mean over seeds with its 95 % t-interval, in words."""
+    if not values:
+        return "–"
+    mean = signed(math.fsum(values) / len(values), digits)
+    low, high = inference.t_interval(values)
+    if math.isnan(low):
+        return mean
+    return f"{mean} ({signed(low, digits)} to {signed(high, digits)})"
+
+
+def measured(contrast: Contrast, records: Iterable[Record], scale: str = "lite") -> str:
+    """Any contrast in words, judged or not."""
+    return told(by_seed(contrast.sides(Runs(records), scale)), contrast.digits)
 
 
 def names(judged: pd.DataFrame) -> list[str]:
     """What is compared, such as ``CE+SAM − CE, tail``."""
-    columns = (judged[name] for name in ("other", "base", "group"))
-    return [
-        f"{other} − {base}, {group}"
-        for other, base, group in zip(*columns, strict=True)
-    ]
+    return [f"{row['contrast']}, {row['group']}" for _, row in judged.iterrows()]
 
 
-def tell(judged: pd.DataFrame) -> str:
-    """The claims in words, grouped by what became of them, with their intervals."""
+def signed(x: float, digits: int) -> str:
+    """A number with its sign as readers see it; none on what rounds to zero."""
+    told = f"{x:+.{digits}f}"
+    return told[1:] if float(told) == 0 else told.replace("-", "−")
+
+
+def verdict(judged: pd.DataFrame, name: str) -> Verdict:
+    """The verdict on one claim, to show and to quote."""
+    row: Any = judged.set_index("claim").loc[name]
+    return Verdict(row["word"], why(row))
+
+
+def why(row: Any) -> str:
+    """Why a claim is undecided, and how much these runs would have shown."""
+    if math.isnan(row["detectable"]) or row["word"] != UNDECIDED:
+        return str(row["reason"])
+    size = f"{row['detectable']:.{1 if row['detectable'] >= 1 else 3}f}"
+    return f"{row['reason']}; {row['n']} seeds would show {size}"
+
+
+def counts(judged: pd.DataFrame) -> str:
+    """How many claims there are of each word."""
+    words = judged["word"].value_counts()
+    order = (SUPPORTED, CONTRADICTED, UNDECIDED)
+    return ", ".join(f"{words[word]} {word}" for word in order if word in words)
+
+
+def listing(judged: pd.DataFrame) -> pd.DataFrame:
+    """For readers, one row per claim: the paper's value, ours, the verdict and why."""
+    paper = ["" if math.isnan(p) else signed(p, 1) for p in judged["paper"]]
+    shown = {"the paper": paper} if any(paper) else {}
+    shown |= {"here": list(judged["here"]), "verdict": list(judged["word"])}
+    shown |= {"undecided because": [why(row) for _, row in judged.iterrows()]}
+    return pd.DataFrame(shown, index=pd.Index(judged["statement"], name="claim"))
+
+
+def details(judged: pd.DataFrame) -> pd.DataFrame:
+    """What folds: identifiers, families, adjusted p-values, the registered verdict."""
+    columns = ["family", "scale", "n", "p", "p_against", "registered", "note"]
+    shown = judged.set_index("claim")[columns]
+    for name in ("p", "p_against"):
+        shown[name] = ["–" if math.isnan(p) else f"{p:.2g}" for p in shown[name]]
+    names = {"p": "adjusted p", "p_against": "p against", "n": "seeds"}
+    return shown.rename(columns=names | {"registered": "as registered"})
+
+
+def sentence(judged: pd.DataFrame) -> str:
+    """The claims in words, grouped by their verdict, with their numbers."""
     parts = []
-    for answer, word in (("yes", "Holds"), ("no", "Fails"), ("open", "Not settled")):
-        rows = judged[judged["holds"] == answer]
+    for word in (SUPPORTED, CONTRADICTED, UNDECIDED):
+        rows = judged[judged["word"] == word]
         if len(rows):
-            parts.append(f"{word}: " + "; ".join(rows.apply(_sentence, axis=1)) + ".")
+            each = [f"{row['statement']} ({row['here']})" for _, row in rows.iterrows()]
+            parts.append(f"{word.capitalize()}: {'; '.join(each)}.")
     return " ".join(parts)
-
-
-def _sentence(row: Any) -> str:
-    interval = f"{row['difference']:+.1f}, {row['low']:+.1f} to {row['high']:+.1f}"
-    claim = {"gain": "above", "no gain": "no gain over", "differ": "unlike"}
-    relation = f"{row['other']} {claim[row['claim']]} {row['base']}"
-    return f"{relation}, {row['group']} ({interval})"
-
-
-def group_gap(
-    ours: pd.DataFrame, method: str, high: str = "head", low: str = "tail"
-) -> Difference:
-    """How far a method's accuracy falls from one group to another, paired by run.
-
-    Args:
-        ours: From ``report.by_method``; the last epoch counts.
-        method: Whose runs.
-        high: Group that is subtracted from.
-        low: Group that is subtracted.
-    """
-    rows = ours[(ours["method"] == method) & (ours["choice"] == "last")]
-    values = rows.set_index("group")["values"]
-    return inference.paired(
-        [a - b for a, b in zip(values[high], values[low], strict=True)]
-    )
-
-
-def printed_effects(
-    printed: pd.DataFrame, *, n: int = PAPER_RUNS, unknown_spread: float = 0.2
-) -> pd.DataFrame:
-    """What the paper's own table supports: SAM minus base, Welch, Holm over 16.
-
-    Args:
-        printed: ``report.paper("table1")``.
-        n: Runs behind a printed mean, assumed.
-        unknown_spread: Taken for the one misprinted spread (0.2 or 1.2).
-
-    Returns:
-        One row a dataset and comparison: its fields and ``difference p p_holm``.
-    """
-    table = printed.fillna({"spread": unknown_spread})
-    columns = [table[name] for name in ("dataset", *CELL, "mean", "spread")]
-    known = {
-        (dataset, method, group): Sample(mean, spread, n)
-        for dataset, method, group, mean, spread in zip(*columns, strict=True)
-    }
-    pairs = [(d, *c) for d in table["dataset"].unique() for c in sam_comparisons()]
-    tests = [
-        inference.welch(known[dataset, other, group], known[dataset, base, group])
-        for dataset, base, other, group, _ in pairs
-    ]
-    p_values = [test.p_zero() for test in tests]
-    return pd.DataFrame(pairs, columns=["dataset", *Comparison._fields]).assign(
-        difference=[test.mean for test in tests],
-        p=p_values,
-        p_holm=inference.holm(p_values),
-    )
-
-
-class Order(NamedTuple):
-    """Agreement of two orders: Kendall's τ, its one-sided p, pairs of methods."""
-
-    tau: float
-    p: float
-    agreeing: int
-    pairs: int
-
-
-def order(ours: pd.DataFrame, printed: pd.DataFrame, group: str = "tail") -> Order:
-    """Do the methods stand in the paper's order? One test against random orders.
-
-    Args:
-        ours: From ``by_method``; means of the last epoch are compared.
-        printed: From ``report.paper``.
-        group: ``overall`` or ``tail``.
-    """
-    from scipy.stats import kendalltau
-
-    table = cells(ours, printed)
-    table = table[(table["group"] == group) & table["mean"].notna()]
-    left, right = table["mean"].to_numpy(), table["paper"].to_numpy()
-    found = kendalltau(left, right, alternative="greater")
-    products = np.subtract.outer(left, left) * np.subtract.outer(right, right)
-    above = products[np.triu_indices(len(table), 1)]
-    return Order(
-        float(found.statistic), float(found.pvalue), int((above > 0).sum()), len(above)
-    )

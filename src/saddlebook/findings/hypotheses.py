@@ -1,89 +1,94 @@
-"""The five hypotheses on radius, rivals and controls, registered in advance.
+"""The hypotheses on radius, rivals and controls as claims: comparison, test, margins.
 
-Data, written before any reported run with SAM; ``contrasts`` judges them. Comparison,
-test and correction stand in the docstrings of the studies too. Margins: 3 points for
-the tail and 1.5 overall, as everywhere in the book, and 1.5 points for the tail in (v),
-where no change is expected.
+Data; ``claims`` judges them. They stand in the docstrings of the studies too, and were
+written before any *reported* run of those studies. Margins: 3 points for the tail and
+1.5 overall, as everywhere in the book, and 1.5 points for the tail in (v), where no
+change is expected. Hypothesis (ii) is a claim of the main table and is judged there.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from typing import Any
-
-import pandas as pd
+from dataclasses import replace
 
 from saddlebook import studies
 from saddlebook.experiment import Experiment
-from saddlebook.findings import contrasts
-from saddlebook.findings.contrasts import Contrast, Hypothesis
-from saddlebook.findings.inference import Verdict
+from saddlebook.findings.claims import Claim, Family
+from saddlebook.findings.contrasts import Accuracy, Arm, difference, distances
+from saddlebook.findings.gains import settings
 from saddlebook.findings.report import MARGINS
-from saddlebook.record import Record
-
-Setting = Sequence[Experiment]  # one, or the candidates of a tuning
-_BY_METHOD = {exp.method: exp for exp in studies.table1(seeds=(0,))}
-_BASE, _SAM = ((_BY_METHOD[name],) for name in ("CE+DRW", "CE+DRW+SAM"))
 
 
-def _difference(
-    name: str, group: str, other: Setting, base: Setting, **bounds: float
-) -> Contrast:
-    terms = ((1.0, tuple(other)), (-1.0, tuple(base)))
-    return Contrast(name, group, terms, **bounds)
+def five() -> Family:
+    """The five, of which (ii) is judged in the main table and counts here all the same.
+
+    The correction is over five.
+    """
+    return Family("hypotheses", (_radius(), _tuned(), _timing(), _statistics()), more=1)
 
 
-def _radius() -> Hypothesis:
+def _arms() -> tuple[Arm, Arm]:
+    known = settings()
+    return (known["CE+DRW"],), (known["CE+DRW+SAM"],)
+
+
+def within_the_papers_radii() -> dict[str, Accuracy]:
+    """Looked at after (i) was seen: without the largest radius, and where it turns."""
     runs = sorted(studies.rho_ablation(seeds=(0,)), key=lambda exp: exp.rho)
+    turn = difference("", "tail", runs[5:6], runs[4:5])
+    return {"slope": slope(runs[:-1], ""), "all": slope(runs, ""), "turn": turn}
+
+
+def slope(runs: list[Experiment], name: str) -> Accuracy:
+    """Least-squares slope of the tail over equally spaced settings, above 0."""
     middle = (len(runs) - 1) / 2
     squares = sum((i - middle) ** 2 for i in range(len(runs)))
-    slope = tuple(((i - middle) / squares, (run,)) for i, run in enumerate(runs))
+    terms = tuple(((i - middle) / squares, (run,)) for i, run in enumerate(runs))
+    return Accuracy(name=name, group="tail", terms=terms, low=0, digits=2)
+
+
+def _radius() -> Claim:
+    _, sam = _arms()
+    runs = sorted(studies.rho_ablation(seeds=(0,)), key=lambda exp: exp.rho)
     none, largest = runs[:1], runs[-1:]
-    return Hypothesis(
-        "i",
-        "With re-weighting, tail accuracy rises with ρ while overall peaks and falls",
-        (
-            (
-                Contrast("slope of the tail per radius", "tail", slope, low=0),
-                _difference("the paper's ρ − none", "overall", _SAM, none, low=0),
-                _difference("the paper's ρ − largest", "overall", _SAM, largest, low=0),
-            ),
-        ),
+    parts = (
+        slope(runs, "tail, points per step to the next radius"),
+        difference("the paper's ρ − none", "overall", sam, none, low=0),
+        difference("the paper's ρ − largest", "overall", sam, largest, low=0),
     )
-
-
-def _unweighted() -> Hypothesis:
-    sam, sgd = ((_BY_METHOD[name],) for name in ("CE+SAM", "CE"))
-    gain = _difference("CE+SAM − CE", "tail", sam, sgd, high=MARGINS["tail"])
-    return Hypothesis(
-        "ii", "Without re-weighting SAM does not help the tail", ((gain,),)
+    words = (
+        "With re-weighting, tail accuracy rises with ρ while overall peaks and falls"
     )
+    return Claim("i", words, (parts,))
 
 
-def _tuned() -> Hypothesis:
-    decays = studies.weight_decay(seeds=(0,))
+def _tuned() -> Claim:
+    words = (
+        "With weight decay tuned for SGD and SAM alike, SAM gains less than 1.5 points"
+    )
+    return _gain_when_tuned("iii", words, studies.weight_decay(seeds=(0,)))
+
+
+def _gain_when_tuned(name: str, words: str, runs: list[Experiment]) -> Claim:
     sam, sgd = (
-        [exp for exp in decays if exp.optimizer == name] for name in ("sam", "sgd")
+        tuple(exp for exp in runs if exp.optimizer == kind) for kind in ("sam", "sgd")
     )
-    gain = _difference("tuned SAM − tuned SGD", "overall", sam, sgd, high=1.5)
-    return Hypothesis(
-        "iii",
-        "With weight decay tuned for SGD and SAM alike, SAM gains less than 1.5 points",
-        ((gain,),),
+    gain = difference(
+        "tuned SAM − tuned SGD", "overall", sam, sgd, high=MARGINS["overall"]
     )
+    return Claim(name, words, ((gain,),))
 
 
-def _timing() -> Hypothesis:
+def _timing() -> Claim:
+    base, sam = _arms()
     before, after = studies.sam_timing(seeds=(0,))
-    gain = _difference("SAM throughout − SGD", "tail", _SAM, _BASE, low=0)
+    gain = difference("SAM throughout − SGD", "tail", sam, base, low=0)
 
-    def beyond_half(run: Experiment, **bounds: float) -> Contrast:
-        terms = ((1.0, (run,)), (-0.5, _SAM), (-0.5, _BASE))
-        name = f"SAM {run.sam_epochs}: gain − half of it"
-        return Contrast(name, "tail", terms, **bounds)
+    def beyond_half(run: Experiment, **bounds: float) -> Accuracy:
+        terms = ((1.0, (run,)), (-0.5, sam), (-0.5, base))
+        name = f"SAM {run.sam_epochs} alone: its gain minus half of SAM's"
+        return Accuracy(name=name, group="tail", terms=terms, **bounds)  # type: ignore[arg-type]
 
-    return Hypothesis(
+    return Claim(
         "iv",
         "SAM before re-weighting gives most of its tail gain and SAM after gives "
         "little, or the reverse",
@@ -94,98 +99,35 @@ def _timing() -> Hypothesis:
     )
 
 
-def _statistics() -> Hypothesis:
-    (frozen,) = studies.bn_statistics(seeds=(0,))
-    change = _difference(
-        "statistics frozen − both passes", "tail", [frozen], _SAM, low=-1.5, high=1.5
+def _statistics() -> Claim:
+    _, sam = _arms()
+    frozen = studies.bn_statistics(seeds=(0,))
+    change = difference(
+        "statistics frozen − both passes", "tail", frozen, sam, low=-1.5, high=1.5
     )
-    return Hypothesis(
-        "v",
-        "Freezing batch-norm statistics in SAM's second pass changes the tail by less "
-        "than 1.5 points",
-        ((change,),),
+    words = "Freezing batch-norm statistics in SAM's second pass changes the tail by "
+    return Claim("v", f"{words}less than 1.5 points", ((change,),))
+
+
+def wider() -> Family:
+    """(iii) asked again over six weight decays, after it was seen."""
+    runs = studies.weight_decay(seeds=(0,)) + studies.wider_decay(seeds=(0,))
+    words = "With weight decay tuned over 2e-4 to 8e-3, SAM gains less than 1.5 points"
+    return Family("wider weight decays", (_gain_when_tuned("vi", words, runs),))
+
+
+def one_curve() -> Family:
+    """Is the tail's accuracy a function of its training loss, whatever the knob?"""
+    parts = distances(studies.one_curve(seeds=(0,)), studies.FRESH_SEEDS)
+    margin = MARGINS["tail"]
+    on = tuple(replace(part, low=-margin, high=margin) for part in parts[:3])
+    before, after = replace(parts[3], high=0), replace(parts[4], low=0)
+    words = "SAM {} re-weighting alone lies {} the curve"
+    return Family(
+        "one curve",
+        (
+            Claim("a1", "SAM, PGD and LPF-SGD lie on the curve of SGD's decays", (on,)),
+            Claim("a2", words.format("after", "above"), ((after,),)),
+            Claim("a3", words.format("before", "below"), ((before,),)),
+        ),
     )
-
-
-HYPOTHESES = (_radius(), _unweighted(), _tuned(), _timing(), _statistics())
-
-
-def judge(records: Iterable[Record], scale: str = "lite") -> pd.DataFrame:
-    """A verdict on each of the five; see ``contrasts.judge``."""
-    return contrasts.judge(HYPOTHESES, records, scale)
-
-
-def estimates(records: Iterable[Record], scale: str = "lite") -> pd.DataFrame:
-    """Every contrast of the five; see ``contrasts.estimates``."""
-    return contrasts.estimates(HYPOTHESES, records, scale)
-
-
-_WORDS = {"yes": "holds", "no": "refuted", "open": "open", "N": "not run yet"}
-
-
-def answer(judged: pd.DataFrame, name: str) -> Verdict:
-    """The verdict on one hypothesis, to show."""
-    code = judged.set_index("hypothesis").loc[name, "verdict"]
-    return Verdict(str(code), _WORDS[str(code)])
-
-
-def headline(judged: pd.DataFrame) -> Verdict:
-    """How many hold, are refuted, stay open and are not run, as a verdict to show."""
-    words = _WORDS | {"yes": "hold"}
-    counts = [f"{(judged['verdict'] == code).sum()} {w}" for code, w in words.items()]
-    return Verdict("hypotheses", ", ".join(counts))
-
-
-def listing(judged: pd.DataFrame) -> str:
-    """Statements and verdicts as a Markdown list."""
-    return "\n".join(_item(row) for _, row in judged.iterrows())
-
-
-def _item(row: Any) -> str:
-    told = f"- **({row['hypothesis']})** {row['statement']}: "
-    told += f"**{_WORDS[row['verdict']]}**"
-    if not row["missing"]:
-        told += f", adjusted p {row['p']:.2g}, against {row['p_against']:.2g}"
-        told += f"; {row['scale']} scale"
-    # typeset as prose, two hyphens would become a dash
-    note = re.sub(r"python -m [^;]+", r"`\g<0>`", row["note"])
-    return told + (f"; {note}" if note else "")
-
-
-def show(judged: pd.DataFrame) -> None:
-    """Put the list of statements and verdicts on the page."""
-    from IPython.display import display
-
-    text = listing(judged)
-    display({"text/markdown": text, "text/plain": text}, raw=True)
-
-
-def numbers(found: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """The table of ``estimates`` as readers want it: points with 95 % t-intervals."""
-    words = judged.set_index("hypothesis")["verdict"].map(_WORDS)
-    shown = found[["hypothesis", "contrast", "group"]].assign(
-        points=[_points(row) for _, row in found.iterrows()],
-        bound=found["bound"],
-        seeds=found["n"],
-        verdict=found["hypothesis"].map(words),
-    )
-    return shown.rename(columns={"bound": "to hold"}).set_index("hypothesis")
-
-
-def _points(row: Any) -> str:
-    if not row["n"]:
-        return "–"
-    told = f"{row['mean']:+.2f}"
-    if row["low"] == row["low"]:
-        told += f" ({row['low']:+.2f} to {row['high']:+.2f})"
-    return told.replace("-", "−")
-
-
-def tell(judged: pd.DataFrame) -> str:
-    """Which of them hold, are refuted, stay open and are not run, by number."""
-    parts = []
-    for code, words in _WORDS.items():
-        names = judged[judged["verdict"] == code]["hypothesis"]
-        if len(names):
-            parts.append(f"{words}: " + ", ".join(f"({name})" for name in names))
-    return "; ".join(parts)

@@ -1,11 +1,13 @@
-"""Statistics of few runs: intervals, differences, equivalence, correction, verdicts.
+"""Statistics of few runs: intervals, differences, equivalence, correction, power.
 
 Knows numbers only; no record, no table. Accuracies and differences are in percent
 points. Fewer than three runs carry no interval and no verdict.
 
+The words of every verdict are here. A claim is supported, contradicted or undecided; a
+printed number is reproduced, different or undecided. *Undecided* says why.
+
 References:
-    Schuirmann 1987 (two one-sided tests); Welch 1947; Holm 1979; LeBel et al. 2019
-    (verdicts on replicated effects).
+    Schuirmann 1987 (two one-sided tests); Welch 1947; Satterthwaite 1946; Holm 1979.
 """
 
 from __future__ import annotations
@@ -14,22 +16,18 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import nctdtrinc, stdtr, stdtrit
 
 from saddlebook.errors import UsageError
 
 ALPHA = 0.05
 FEWEST = 3  # runs that carry an interval
 
-CODES = {
-    "R": "reproduced",
-    "r": "consistent, not established",
-    "M": "shifted, size unclear",
-    "H": "higher",
-    "L": "lower",
-    "X": "not comparable",
-    "N": "fewer than three runs",
-}
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+REPRODUCED, DIFFERENT = "reproduced", "different"
+WORDS = (SUPPORTED, CONTRADICTED, UNDECIDED, REPRODUCED, DIFFERENT)
+TOO_FEW = "too few runs"
+TOO_WIDE = "interval too wide to tell"
 
 
 class Sample(NamedTuple):
@@ -48,10 +46,10 @@ class Interval(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A code of ``CODES``, its name, and what else to know."""
+    """One of ``WORDS``, why where it is *undecided*, and what else to know."""
 
-    code: str
-    name: str
+    word: str
+    reason: str = ""
     note: str = ""
 
 
@@ -75,12 +73,24 @@ class Difference(NamedTuple):
         """One-sided p-value of a difference of ``margin`` or more."""
         return self._p_tail(margin - self.mean)
 
+    def p_above(self, margin: float) -> float:
+        """One-sided p-value of a difference of ``margin`` or less."""
+        return self._p_tail(self.mean - margin)
+
     def p_equivalent(self, margin: float) -> float:
         """The larger p-value of the two one-sided tests (TOST) against ±margin."""
         return max(
             self._p_tail(margin - self.mean),
             self._p_tail(margin + self.mean),
         )
+
+    def detectable(self, alpha: float = ALPHA, power: float = 0.8) -> float:
+        """Smallest true difference from a bound that a one-sided test finds so often.
+
+        Of runs that spread as these do; ``alpha / 2`` makes it two-sided.
+        """
+        limit = float(stdtrit(self.df, 1 - alpha))
+        return self.error * float(nctdtrinc(self.df, 1 - power, limit))
 
     def _p_tail(self, distance: float) -> float:
         """P(T ≥ distance/error); runs without any spread leave no doubt."""
@@ -109,16 +119,23 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def welch(ours: Sample, theirs: Sample) -> Difference:
-    """Difference of two means, ours minus theirs, of unequal variances.
+    """Difference of two means, ours minus theirs, of unequal variances (Welch 1947)."""
+    return combined([(1.0, ours), (-1.0, theirs)])
+
+
+def combined(terms: Sequence[tuple[float, Sample]]) -> Difference:
+    """Sum of factors times means of independent samples of unequal variances.
 
     References:
-        Welch 1947: degrees of freedom by his approximation.
+        Satterthwaite 1946: degrees of freedom by his approximation.
     """
-    a, b = ours.sd**2 / ours.n, theirs.sd**2 / theirs.n
-    if a + b == 0:
-        return Difference(ours.mean - theirs.mean, 0.0, ours.n + theirs.n - 2)
-    df = (a + b) ** 2 / (a**2 / (ours.n - 1) + b**2 / (theirs.n - 1))
-    return Difference(ours.mean - theirs.mean, math.sqrt(a + b), df)
+    mean = math.fsum(factor * part.mean for factor, part in terms)
+    parts = [(f**2 * part.sd**2 / part.n, part.n - 1) for f, part in terms]
+    total = math.fsum(part for part, _ in parts)
+    if total == 0:
+        return Difference(mean, 0.0, sum(df for _, df in parts))
+    df = total**2 / math.fsum(part**2 / df for part, df in parts)
+    return Difference(mean, math.sqrt(total), df)
 
 
 def paired(differences: Sequence[float]) -> Difference:
@@ -148,9 +165,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def equivalence(ours: Sample, theirs: Sample, margin: float) -> Verdict:
     """Verdict on one printed number: Welch's TOST against a margin fixed in advance.
 
-    R: the 90 % interval of the difference lies inside ±margin. Else r: the 95 %
-    interval holds 0; H or L: it lies wholly beyond the margin; M: otherwise. A number
-    printed without a spread can only be r or X.
+    Reproduced: the 90 % interval of the difference lies inside ±margin. Different: the
+    95 % interval lies wholly beyond it. Undecided otherwise, and always for fewer than
+    three runs or a number printed without a usable spread.
 
     Args:
         ours: Of our runs.
@@ -163,47 +180,14 @@ def equivalence(ours: Sample, theirs: Sample, margin: float) -> Verdict:
     if not margin > 0 or not math.isfinite(ours.mean + theirs.mean):
         raise UsageError(f"no verdict from margin {margin}, {ours} and {theirs}")
     if ours.n < FEWEST:
-        return named("N")
+        return Verdict(UNDECIDED, f"{TOO_FEW}: {ours.n} of at least {FEWEST}")
     if math.isnan(theirs.sd):
-        return _without_spread(ours, theirs.mean)
+        return Verdict(UNDECIDED, "no usable spread is printed")
     difference = welch(ours, theirs)
     low, high = difference.interval()
     shifted = low > 0 or high < 0
     if difference.p_equivalent(margin) <= ALPHA:
-        return named("R", "small but real shift" if shifted else "")
-    if not shifted:
-        return named("r")
-    return named("H" if low > margin else "L" if high < -margin else "M")
-
-
-def _without_spread(ours: Sample, printed: float) -> Verdict:
-    low, high = Difference(
-        ours.mean - printed, ours.sd / math.sqrt(ours.n), ours.n - 1
-    ).interval()
-    return named("r" if low <= 0 <= high else "X", "no usable spread is printed")
-
-
-def named(code: str, note: str = "") -> Verdict:
-    """The verdict of a code."""
-    return Verdict(code, CODES[code], note)
-
-
-def signal(found: Difference, p_adjusted: float, paper: float = math.nan) -> str:
-    """Verdict on an effect, after LeBel et al.: is there a signal, and of what size.
-
-    A signal is an adjusted p below 0.05. Its size, or that of its absence, is compared
-    with the paper's effect by the unadjusted 95 % interval. Without a paper's effect
-    the answer is ``signal +``, ``signal −`` or ``no signal``.
-    """
-    low, high = found.interval()
-    heard = p_adjusted < ALPHA
-    if math.isnan(paper):
-        return ("signal +" if found.mean > 0 else "signal −") if heard else "no signal"
-    inside = low <= paper <= high
-    if not heard:
-        return "no signal, " + ("inconclusive" if inside else "inconsistent")
-    if found.mean * paper <= 0:
-        return "signal, opposite"
-    if inside:
-        return "signal, consistent"
-    return "signal, " + ("larger" if abs(found.mean) > abs(paper) else "smaller")
+        return Verdict(REPRODUCED, note="small but real shift" if shifted else "")
+    if low > margin or high < -margin:
+        return Verdict(DIFFERENT, note="higher" if low > 0 else "lower")
+    return Verdict(UNDECIDED, "shifted, size unclear" if shifted else TOO_WIDE)

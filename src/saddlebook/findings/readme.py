@@ -7,30 +7,38 @@ Knows records and the judges of claims; the book's first page calls the same jud
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from saddlebook import studies
 from saddlebook.disk.files import write_whole
 from saddlebook.errors import UsageError
-from saddlebook.findings import claims, hypotheses, report
-from saddlebook.findings import spectra as curvature
-from saddlebook.findings import spectra_claims as curvature_claims
-from saddlebook.findings import tables as curvature_tables
-from saddlebook.store import RESULTS, find
+from saddlebook.experiment import SCALES, Experiment
+from saddlebook.findings import (
+    claims,
+    gains,
+    hypotheses,
+    inference,
+    report,
+    spectra,
+    spectra_claims,
+)  # fmt: skip
+from saddlebook.store import Store
 
 if TYPE_CHECKING:
+    from saddlebook.findings.claims import Family
     from saddlebook.record import Record
 
-OF_HYPOTHESES = (
-    "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing", "bn_statistics",
+FAMILIES = (
+    gains.main_table, gains.baselines, gains.gap, spectra_claims.curvature,
+    spectra_claims.schedule, hypotheses.five, hypotheses.wider, hypotheses.one_curve,
 )  # fmt: skip
-STUDIES = (*OF_HYPOTHESES, "control", "dynamics")
-_TAIL = 8  # the paper's example class of CIFAR-10
+_TAIL = (7, 8, 9)
+_SAM = [f"{base}+SAM − {base}" for base in gains.BASES]
 _START, _END = "<!-- found -->", "<!-- /found -->"
 
 
@@ -44,101 +52,106 @@ class Finding(NamedTuple):
 
 
 def present(
-    names: Sequence[str], scale: str = "lite", results: str | Path = RESULTS
-) -> dict[str, list[Record]]:
-    """Records of studies that are there, by study."""
-    return {n: find(studies.named(n), results, scale).records for n in names}
+    experiments: Iterable[Experiment], results: str | Path = report.RESULTS
+) -> list[Record]:
+    """Records of experiments that are there, each at its own scale."""
+    stores = {scale: Store(Path(results) / scale) for scale in SCALES}
+    return [r for exp in experiments if (r := stores[exp.scale].get(exp))]
 
 
-def findings(scale: str = "lite", results: str | Path = RESULTS) -> list[Finding]:
-    """Tail accuracy, curvature and its causes, five hypotheses, runs at full scale."""
-    found = present(STUDIES, scale, results)
-    runs = [record for name in OF_HYPOTHESES for record in found[name]]
-    table = curvature.spectra(found["dynamics"])
-    listed = curvature_claims.saddle_claims() + curvature_claims.cause_claims()
-    judged = curvature_claims.judge(table, listed)
-    return [
-        *_gains(found["table1"] + found["control"]),
-        *_curvature(judged),
-        *_hypotheses(runs, scale),
-        *_full_scale(results),
-    ]
+def judged(
+    family: Family, scale: str = "lite", results: str | Path = report.RESULTS
+) -> pd.DataFrame:
+    """What became of the claims of a family, from every record there is."""
+    names = dict.fromkeys(("full", scale))
+    wanted = [exp for name in names for exp in family.experiments(name)]
+    return claims.judge(family, present(wanted, results), scale)
 
 
-def _gains(records: Sequence[Record]) -> list[Finding]:
-    family = claims.sam_comparisons() + claims.control_comparisons()
-    judged = claims.judge(records, family, report.paper("table1", "cifar10"))
-    chosen = judged[(judged["group"] == "tail") & judged["paper"].notna()]
-    return [
-        Finding(
-            f"Tail accuracy: {row['other']} − {row['base']}",
-            f"{row['paper']:+.1f} points",
-            f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})",
-            {"yes": "holds", "no": "fails"}.get(row["holds"], row["holds"])
-            + (" (nothing gained)" if row["claim"] == "no gain" else ""),
-        )
-        for _, row in chosen.iterrows()
-    ]
+def findings(
+    scale: str = "lite", results: str | Path = report.RESULTS
+) -> list[Finding]:
+    """Tail accuracy, curvature and its causes, hypotheses, runs at full scale."""
+    main = judged(gains.main_table(), scale, results)
+    parts = [
+        main[main["contrast"].isin(_SAM) & main["group"].eq("tail")],
+        *(
+            judged(family(), scale, results)
+            for family in (
+                spectra_claims.curvature, hypotheses.five, hypotheses.wider,
+                hypotheses.one_curve,
+            )
+        ),
+    ]  # fmt: skip
+    rows = (row for part in parts for _, row in part.iterrows())
+    return [*map(_finding, rows), *_full_scale(Path(results))]
 
 
-def _curvature(judged: pd.DataFrame) -> Iterator[Finding]:
-    shown = curvature_claims.sheet(judged)
-    for name, row in shown.iterrows():
-        seeds = f"{row['for']} of {row['seeds']} seeds"
-        yield Finding(str(name), "", f"{row['difference']}, {seeds}", row["verdict"])
+def _finding(row: Any) -> Finding:
+    paper = "" if math.isnan(row["paper"]) else claims.signed(row["paper"], 1)
+    name = f"({row['claim']}) " if len(row["claim"]) < 4 else ""
+    why = f": {claims.why(row)}" if row["word"] == inference.UNDECIDED else ""
+    return Finding(name + row["statement"], paper, row["here"], row["word"] + why)
 
 
-def _hypotheses(runs: Sequence[Record], scale: str) -> Iterator[Finding]:
-    judged = hypotheses.judge(runs, scale)
-    numbers = hypotheses.numbers(hypotheses.estimates(runs, scale), judged)
-    for _, row in judged.iterrows():
-        name = row["hypothesis"]
-        parts = numbers.loc[[name]]
-        told = "; ".join(f"{p['contrast']} {p['points']}" for _, p in parts.iterrows())
-        verdict = hypotheses.answer(judged, name).name
-        yield Finding(f"({name}) {row['statement']}", "", told, verdict)
-
-
-def _full_scale(results: str | Path) -> Iterator[Finding]:
+def _full_scale(results: Path) -> Iterator[Finding]:
     """Accuracy, and the ratio of the tail, in the paper's own setting, of few runs."""
-    found = present(("table1", "control", "dynamics"), "full", results)
-    if trained := found["table1"] + found["control"]:
-        yield from _accuracy(trained)
-    yield from _ratios(found["dynamics"])
-
-
-def _accuracy(runs: Sequence[Record]) -> Iterator[Finding]:
-    """The paper's rows, then those that it lacks."""
+    runs = report.once(Store(results / "full").records())
+    if not runs:
+        return
     means = report.by_method(runs)
     cells = report.cells(means, report.paper("table1", "cifar10"))
-    control = means[
-        (means["choice"] == "last") & ~means["method"].isin(cells["method"])
-    ]
-    shown = pd.concat([cells[cells["n"] > 0], control])
-    for _, row in shown[shown["group"].isin(report.MARGINS)].iterrows():
-        printed = pd.notna(row["paper"])
+    printed = cells[cells["n"] > 0].groupby("method", sort=False)
+    for method, some in printed:
+        rows = some.set_index("group").loc[list(report.MARGINS)]
+        words = [
+            f"{row['word']}: {row['reason']}".strip(": ") for _, row in rows.iterrows()
+        ]
         yield Finding(
-            f"Full scale, {row['method']}: {row['group']} accuracy",
-            f"{row['paper']:.1f}" if printed else "",
-            f"{row['mean']:.1f}, {row['n']} run{'s' * (row['n'] > 1)} in bf16",
-            row["code"] if printed else "control",
+            f"Full scale, {method}: {' and '.join(rows.index)} accuracy",
+            " and ".join(f"{value:.1f}" for value in rows["paper"]),
+            f"{' and '.join(map(report.plus_minus, _rows(rows)))}, {_runs(rows)}",
+            " and ".join(dict.fromkeys(words)),
         )
+    last = means[means["choice"] == "last"]
+    for method, some in last[~last["method"].isin(cells["method"])].groupby("method"):
+        rows = some.set_index("group").loc[list(report.MARGINS)]
+        told = " and ".join(map(report.plus_minus, _rows(rows)))
+        name = f"Full scale, {method} (not in the paper): overall and tail accuracy"
+        yield Finding(name, "", f"{told}, {_runs(rows)}", "")
+    yield from _ratios(Store(results / "full").records())
+
+
+def _rows(table: pd.DataFrame) -> list[Any]:
+    return [row for _, row in table.iterrows()]
+
+
+def _runs(table: pd.DataFrame) -> str:
+    count = int(table["n"].iloc[0])
+    return f"{count} run{'s' * (count > 1)}"
 
 
 def _ratios(runs: Sequence[Record]) -> Iterator[Finding]:
-    printed = curvature.published_dynamics(report.paper("dynamics"))
-    end = printed[(printed["label"] == _TAIL) & (printed["stage"] == curvature.LAST)]
-    paper = {row["method"]: row["nonconvexity"] for _, row in end.iterrows()}
-    spectra = curvature.pick(
-        curvature.spectra(runs),
-        label=_TAIL, stage=curvature.LAST, mode=["as_published", "clean"],
+    printed = spectra.published_dynamics(report.paper("dynamics"))
+    part = spectra.pick(
+        spectra.spectra(runs),
+        label=_TAIL, stage=spectra.LAST, mode=["as_published", "clean"],
     )  # fmt: skip
-    for (method, mode), part in spectra.groupby(["method", "mode"], sort=False):
+    for (method, mode), some in part.groupby(["method", "mode"], sort=False):
+        theirs = printed[
+            (printed["method"] == method) & (printed["stage"] == spectra.LAST)
+        ]
+        theirs = theirs[theirs["label"].isin(_TAIL)]
+        told = {"clean": "images fixed", "as_published": "as published"}[str(mode)]
+        by_class = some.groupby("label")["nonconvexity"].mean()
+        seeds = some["seed"].nunique()
         yield Finding(
-            f"Full scale, {method}: ratio of the tail, {str(mode).replace('_', ' ')}",
-            f"{paper[method]:.2f}" if method in paper else "",
-            curvature_tables.text(part, "nonconvexity"),
-            f"{part['seed'].nunique()} of {curvature_claims.ENOUGH} seeds",
+            f"Full scale, {method}: abs(λmin/λmax) of classes 7, 8, 9, {told}",
+            ", ".join(
+                f"class {r.label} {r.nonconvexity:.2f}" for r in theirs.itertuples()
+            ),
+            ", ".join(f"{value:.3f}" for value in by_class),
+            f"{inference.UNDECIDED}: {inference.TOO_FEW}: {seeds} of 5",
         )
 
 

@@ -10,7 +10,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,13 @@ from saddlebook.data import sources
 from saddlebook.errors import UsageError, one_of
 from saddlebook.findings import inference
 from saddlebook.findings.inference import Sample, Verdict
-from saddlebook.store import RESULTS
+from saddlebook.studies import TUNING_SEEDS
 
 if TYPE_CHECKING:
+    from saddlebook.experiment import Experiment
     from saddlebook.record import Record
 
+RESULTS = Path(__file__).resolve().parents[3] / "results"
 # Points, fixed before any result was seen; head and mid have none, so no verdict
 MARGINS = {"overall": 1.5, "tail": 3.0}
 PAPER_RUNS = 3  # behind each printed mean: assumed, no source says
@@ -62,8 +64,8 @@ def setting(records: Sequence[Record]) -> str:
     """What all records share, for captions: data, network, length, seeds, scale."""
     exps = [record.experiment for record in records]
     images = _distinct(
-        f"{_NAMES[e.dataset]} (IF {e.imbalance_factor:g}, {e.largest_class} to "
-        f"{min(record.per_class['class_counts'])} images a class, {e.image_size} px)"
+        f"{_NAMES.get(e.dataset, e.dataset)} ({_counts(record)} images a class, "
+        f"{e.image_size} px)"
         for e, record in zip(exps, records, strict=True)
     )
     network = _distinct(f"{e.model}, width {e.width}" for e in exps)
@@ -71,6 +73,12 @@ def setting(records: Sequence[Record]) -> str:
     seeds = ", ".join(str(seed) for seed in sorted({e.seed for e in exps}))
     scale = _distinct(e.scale for e in exps)
     return f"{images}; {network}; {epochs}; seeds {seeds}; scale {scale}"
+
+
+def _counts(record: Record) -> str:
+    exp, counts = record.experiment, record.per_class["class_counts"]
+    how = "as is" if exp.imbalance == "as_is" else f"IF {exp.imbalance_factor:g}"
+    return f"{how}, {max(counts)} to {min(counts)}"
 
 
 def cost(records: Sequence[Record]) -> str:
@@ -106,6 +114,82 @@ def _identity(record: Record) -> dict[str, Any]:
     exp = record.experiment
     row = {name: getattr(exp, name) for name in (*_IDENTITY, "seed")}
     return row | {"setting": replace(exp.training, seed=0).key}
+
+
+def once(records: Iterable[Record]) -> list[Record]:
+    """Each training once, of reported seeds: without its spectra where it stands twice.
+
+    Sorted by method and seed.
+    """
+    known = sorted(records, key=lambda r: not r.experiment.spectra_at)
+    found = {r.experiment.training: r for r in known}
+    runs = [r for r in found.values() if r.experiment.seed not in TUNING_SEEDS]
+    return sorted(runs, key=lambda r: (r.experiment.method, r.experiment.seed))
+
+
+def made_twice(records: Iterable[Record]) -> list[Record]:
+    """Runs made twice with one seed, by two versions of the code, first and again.
+
+    A record that only measures more of the same training is no second run.
+    """
+    twins: dict[Experiment, dict[str, Record]] = {}
+    for record in sorted(records, key=lambda r: str(r.provenance["started"])):
+        known = twins.setdefault(record.experiment.training, {})
+        known.setdefault(str(record.provenance["numerics"]), record)
+    pairs = (list(known.values())[:2] for known in twins.values() if len(known) > 1)
+    return [record for pair in pairs for record in pair]
+
+
+def replicates(twins: Sequence[Record]) -> pd.DataFrame:
+    """What luck adds to a seed: accuracies of runs ``made_twice``.
+
+    One row per run: ``method seed``, ``overall tail`` of the first, and how much higher
+    the second is: ``overall again`` and ``tail again``.
+    """
+    rows = []
+    for first, again in zip(twins[::2], twins[1::2], strict=True):
+        row: dict[str, Any] = {"method": first.experiment.method}
+        row["seed"] = first.experiment.seed
+        for group in MARGINS:
+            old, new = (getattr(r.accuracy, group) for r in (first, again))
+            row |= {group: old, f"{group} again": new - old}
+        rows.append(row)
+    names = ["method", "seed", *(f"{g}{x}" for g in MARGINS for x in ("", " again"))]
+    return pd.DataFrame(rows, columns=names)
+
+
+def rerun_noise(pairs: pd.DataFrame, group: str = "tail") -> dict[str, float]:
+    """Spread of a run repeated beside the spread of seeds, points; NaN without runs.
+
+    Args:
+        pairs: From ``replicates``.
+        group: ``overall`` or ``tail``.
+
+    Returns:
+        ``difference``, root mean square of again minus first; ``largest`` of it;
+        ``rerun``, the standard deviation of a single run that this means; ``seeds``,
+        that of the first runs around their method's mean.
+    """
+    off, first = pairs[f"{group} again"], pairs.groupby("method")[group]
+    inside = pairs[group] - first.transform("mean")
+    free = max(1, len(pairs) - first.ngroups)
+    square = float((off**2).mean())
+    return {
+        "difference": square**0.5,
+        "largest": float(off.abs().max()),
+        "rerun": (square / 2) ** 0.5,
+        "seeds": float((inside**2).sum() / free) ** 0.5,
+    }
+
+
+def gain_again(
+    pairs: pd.DataFrame, other: str, base: str, group: str = "tail"
+) -> tuple[float, ...]:
+    """``other`` minus ``base`` of each seed in the second set of runs."""
+    second = pairs.assign(value=pairs[group] + pairs[f"{group} again"])
+    wide = second.pivot(index="seed", columns="method", values="value")
+    wide = wide.reindex(columns=[other, base]).dropna()
+    return tuple(wide[other] - wide[base])
 
 
 def by_method(
@@ -183,11 +267,11 @@ def plus_minus(row: Any) -> str:
 def cells(
     ours: pd.DataFrame, printed: pd.DataFrame, choice: str = "last"
 ) -> pd.DataFrame:
-    """Ours beside the paper's, one row a printed number, with its verdict code.
+    """Ours beside the paper's, one row per printed number, with its verdict.
 
-    At another scale than ``full`` a cell is another setting: no code. Head and mid
-    have no margin and so no code either. A row whose settings were not published is
-    X, one with fewer than three runs N.
+    At another scale than ``full`` a cell is another setting: no verdict. Head and mid
+    have no margin and so no verdict either. A row whose settings were not published,
+    or with fewer than three runs, is undecided.
 
     Args:
         ours: From ``by_method``, of one scale and dataset.
@@ -196,7 +280,7 @@ def cells(
 
     Returns:
         ``method group paper spread settings scale dataset mean sd n low high values
-        seeds difference code name note``.
+        seeds difference word reason note``.
 
     Raises:
         UsageError: More than one scale or dataset, or another dataset at full scale.
@@ -237,29 +321,35 @@ def _cell(row: Any, scale: str) -> Verdict:
         return Verdict("", "another setting than the paper's")
     if row["group"] not in MARGINS:
         return Verdict("", "no margin was fixed for this group")
-    if row["n"] < inference.FEWEST:
-        return inference.named("N")
     if row["settings"] != "published":
-        return inference.named("X", "the paper's settings are not published")
+        return Verdict(inference.UNDECIDED, "protocol not published")
+    if row["n"] == 0:
+        return Verdict(inference.UNDECIDED, "not run yet")
     ours = Sample(row["mean"], row["sd"], int(row["n"]))
     theirs = Sample(row["paper"], row["spread"], PAPER_RUNS)
     return inference.equivalence(ours, theirs, MARGINS[row["group"]])
 
 
 def headline(judged: pd.DataFrame) -> str:
-    """Counts of all verdicts, such as ``R 11 · r 3 · … of 21``; never a percentage."""
-    codes = judged["code"][judged["code"] != ""]
-    if codes.empty:
+    """Counts of all verdicts on printed numbers; never a percentage."""
+    words = judged["word"][judged["word"] != ""]
+    if words.empty:
         return "no cell carries a verdict: another setting than the paper's"
-    counts = " · ".join(f"{code} {(codes == code).sum()}" for code in inference.CODES)
-    return f"{counts} of {len(codes)}"
+    known = (inference.REPRODUCED, inference.DIFFERENT, inference.UNDECIDED)
+    counts = ", ".join(f"{(words == word).sum()} {word}" for word in known)
+    return f"{counts} of {len(words)}"
 
 
-def classes(class_counts: Sequence[int], names: Sequence[str]) -> pd.DataFrame:
-    """One row a class: ``name count group``."""
-    groups = data.class_groups(len(class_counts))
-    of = [name for name, group in groups.items() for _ in group]
-    return pd.DataFrame({"name": names, "count": class_counts, "group": of})
+def classes(
+    class_counts: Sequence[int],
+    names: Sequence[str],
+    groups: Mapping[str, Sequence[int]] | None = None,
+) -> pd.DataFrame:
+    """One row a class: ``name count group``; groups by index unless given."""
+    groups = groups or data.class_groups(len(class_counts))
+    of = {label: name for name, group in groups.items() for label in group}
+    found = pd.DataFrame({"name": names, "count": class_counts})
+    return found.assign(group=found.index.map(of))
 
 
 def per_class(records: Iterable[Record]) -> pd.DataFrame:
@@ -270,7 +360,8 @@ def per_class(records: Iterable[Record]) -> pd.DataFrame:
     parts = []
     for record in records:
         exp, found = record.experiment, record.per_class
-        table = classes(found["class_counts"], sources.CLASS_NAMES[exp.dataset])
+        names = found.get("class_names") or sources.CLASS_NAMES[exp.dataset]
+        table = classes(found["class_counts"], names, record.groups)
         table.insert(0, "label", range(exp.num_classes))
         table.insert(0, "seed", exp.seed)
         table.insert(0, "method", exp.method)

@@ -18,9 +18,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 from saddlebook import studies
 from saddlebook.curvature.modes import MODES
+from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ COLUMNS = (
     "method", "optimizer", "rho", "seed", "scale", "label", "classes", "n", "epoch",
     "stage", "mode", "recurrence", "data", "reported", *_PLAIN, *_ENDS,
     "lambda_min_bound", "lambda_max_bound", "nonconvexity", "nonconvexity_bound",
-    "slope", "fall", "pull", "item",
+    "slope", "fall", "item",
 )  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def spectra(records: Iterable[Record]) -> pd.DataFrame:
     ``slope``: nats that the class's gradient promises over the step on which the
     curvature promises ``FALL``; at a saddle it is far smaller than that. ``fall``: nats
     by which the loss falls, mean of both ends of that step, which takes the gradient
-    out. ``pull``: ρ·abs(λmin) − ‖g‖, above zero where SAM is drawn to a saddle.
+    out.
     """
     rows = [
         _row(record, item)
@@ -95,7 +97,6 @@ def _derived(row: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, float
         "nonconvexity_bound": math.nan if math.isnan(ratio) else bound,
         "slope": item["gradient_norm"] * far,
         "fall": losses[len(losses) // 2] - (losses[0] + losses[-1]) / 2,
-        "pull": row["rho"] * abs(low) - item["gradient_norm"],
     }
 
 
@@ -139,6 +140,21 @@ def pick(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 def label(table: pd.DataFrame, one: int) -> int:
     """Class number; negative ones count from the rarest."""
     return one % (int(table["classes"].iloc[0]) if len(table) else 10)
+
+
+def rebuilt(item: Mapping[str, Any]) -> Spectrum:
+    """The stored spectrum with its nodes, for densities; its vectors are not kept."""
+    values: dict[str, Any] = {
+        name: torch.tensor(item[name], dtype=torch.float64)
+        for name in ("nodes", "weights", "residuals")
+    }
+    names = (
+        "size", "lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound",
+        "trace", "trace_error", "trace_method", "products", "symmetry",
+    )  # fmt: skip
+    none = torch.empty(0)
+    values |= {name: item[name] for name in names}
+    return Spectrum(**values, vector_min=none, vector_max=none)
 
 
 def causes(table: pd.DataFrame) -> pd.DataFrame:

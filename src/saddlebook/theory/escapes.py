@@ -1,4 +1,4 @@
-"""What chapter 3 measures on toy landscapes, as tables; seconds of work each.
+"""Measures on toy landscapes how fast walkers leave a saddle, for chapter 3.
 
 Knows landscapes and the theory; draws nothing (that is ``portraits``).
 """

@@ -1,7 +1,8 @@
-"""Chapter 4: Lanczos on operators whose spectrum is known, as tables.
+"""Tests Lanczos on operators whose spectrum is known, for chapter 4.
 
 Knows lists of eigenvalues; draws nothing (that is ``known_figures``). An operator here
-is diagonal: Lanczos starts from random signs and does not care for the basis.
+is diagonal unless it is rotated: the ends do not care for the basis, but the weights of
+one probe do. Random signs q give q'f(H)q = tr f(H) exactly where H is diagonal.
 
 Legend: n size, K steps.
 """
@@ -9,6 +10,7 @@ Legend: n size, K steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -46,10 +48,31 @@ def eigenvalues(kind: str, size: int = SIZE) -> NDArray[np.float64]:
     return np.sort(values)
 
 
-def spectrum(kind: str, steps: int = 40, probes: int = 1, seed: int = 0) -> Spectrum:
-    """``lanczos`` on a known operator."""
-    values = torch.from_numpy(eigenvalues(kind))
-    return lanczos(lambda v: values * v, len(values), steps, probes=probes, seed=seed)
+def spectrum(
+    kind: str,
+    steps: int = 40,
+    probes: int = 1,
+    seed: int = 0,
+    *,
+    size: int = SIZE,
+    rotated: bool = False,
+) -> Spectrum:
+    """``lanczos`` on a known operator, diagonal or in a random basis."""
+    values = torch.from_numpy(eigenvalues(kind, size))
+    basis = _basis(size) if rotated else None
+
+    def matvec(v: Tensor) -> Tensor:
+        return values * v if basis is None else basis @ (values * (basis.T @ v))
+
+    return lanczos(matvec, size, steps, probes=probes, seed=seed)
+
+
+@cache
+def _basis(size: int) -> Tensor:
+    """A random orthonormal basis, always the same. [n, n]"""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(normal)[0]
 
 
 def convergence(
@@ -197,20 +220,24 @@ def rayleigh(seed: int = 0, steps: int = 60, fresh: int = 20) -> pd.Series:
     return pd.Series(values, index=["reported", "lowest", "mean", "highest"])
 
 
-def one_probe(kind: str, seeds: int = 20, steps: int = 40) -> pd.DataFrame:
-    """Error of one probe's mean eigenvalue, with and without lines of weight 1/n.
+def one_probe(
+    kind: str, seeds: int = 20, steps: int = 40, size: int = 500
+) -> pd.DataFrame:
+    """What one probe says of a rotated operator, with and without lines of weight 1/n.
 
     Returns:
-        One row a seed: ``raw`` and ``lines``, over the mean absolute eigenvalue.
+        One row per seed: ``raw`` and ``lines``, the error of the mean eigenvalue over
+        the mean absolute one; ``weight`` and ``line``, that of the largest eigenvalue
+        times n (1 is true).
     """
-    values = eigenvalues(kind)
+    values = eigenvalues(kind, size)
     truth, scale = values.mean(), np.abs(values).mean()
+    near = (values[-1] + values[-2]) / 2
     rows = []
     for seed in range(seeds):
-        found = spectrum(kind, steps, seed=seed)
-        means = [
-            float((weights * found.nodes).sum())
-            for weights in (found.weights, found.density_weights)
-        ]
-        rows.append([abs(mean - truth) / scale for mean in means])
-    return pd.DataFrame(rows, columns=["raw", "lines"])
+        found = spectrum(kind, steps, seed=seed, size=size, rotated=True)
+        both = (found.weights, found.density_weights)
+        off = [abs(float((w * found.nodes).sum()) - truth) / scale for w in both]
+        top = [size * float((w * (found.nodes > near)).sum()) for w in both]
+        rows.append(off + top)
+    return pd.DataFrame(rows, columns=["raw", "lines", "weight", "line"])

@@ -1,4 +1,4 @@
-"""Toy landscapes and thousands of walkers on them: what ``saddles.py`` predicts, seen.
+"""Lets thousands of walkers run on toy landscapes: what Theorem 1 predicts, seen.
 
 Legend: d dimensions, W walkers; positions are [d, W], so that ``x, y = position``.
 """

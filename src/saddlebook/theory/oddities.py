@@ -1,4 +1,4 @@
-"""Oddities of the released code that a few lines of arithmetic settle at once.
+"""Settles oddities of the released code that a few lines of arithmetic decide.
 
 Each function computes one number live, from the library's own losses and layers; what
 needs trained networks is in the records.
@@ -22,8 +22,9 @@ from saddlebook import losses
 def mean_weight(class_counts: Sequence[int], beta: float = 0.9999) -> float:
     """Weight of a training image under DRW, mean over all images.
 
-    The released loss divides by the summed weights of the batch, not by its size, so
-    re-weighting multiplies the gradient by about the inverse of this.
+    The released loss divides by the summed weights of the batch, so the switch to
+    weights multiplies the gradient by no fixed factor. Divided by the number of images
+    instead, loss and gradient would be about this many times as large.
     """
     weights = losses.class_weights(class_counts, beta, torch.float64)
     counts = torch.tensor(class_counts, dtype=torch.float64)

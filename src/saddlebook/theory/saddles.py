@@ -1,4 +1,4 @@
-"""Theorem 1 on a saddle, in closed form: what SAM does along negative curvature.
+"""Gives Theorem 1 on a saddle in closed form: what SAM does along negative curvature.
 
 Legend: λ = ``lambda_min`` of the loss SAM ascends, v its eigenvector, y = ⟨v, w⟩ the
 place along v (the saddle is y = 0), η = ``step_size``, β = ``momentum``, ‖g‖ =

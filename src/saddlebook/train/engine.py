@@ -1,4 +1,4 @@
-"""One run's weights as one flat tensor, and a whole training step on it.
+"""Trains one step: a run's weights as one flat tensor, with SGD, SAM, PGD or LPF-SGD.
 
 Knows tensors and the step's arithmetic; no epochs, no files, no experiment.
 Parameters, gradients, momentum and batch-norm statistics of a run live in four flat

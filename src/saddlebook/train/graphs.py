@@ -1,4 +1,4 @@
-"""Epochs of runs side by side on one device, with no host in the loop.
+"""Runs steps of many runs side by side on one device, with no host in the loop.
 
 Knows replicas and tensors; no experiment, no file. All that a step reads and writes
 lies in tensors that never move (``Lane``), so on CUDA the very function that runs

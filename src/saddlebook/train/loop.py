@@ -1,4 +1,4 @@
-"""The only training loop: epochs of one run, or of many side by side.
+"""Trains experiments epoch by epoch: the only training loop.
 
 Takes Experiments and a Dataset, gives Outcomes. The arithmetic of a step is in
 ``engine.py``, what the device does unattended in ``graphs.py``, a run's schedule and

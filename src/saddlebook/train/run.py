@@ -1,6 +1,6 @@
-"""One experiment in training: its replica, its schedule, its history, its files.
+"""Holds one experiment in training: its network, schedule, history and files.
 
-Knows no other run; ``train.py`` takes one or many of these through their epochs.
+Knows no other run; ``loop`` takes one or many of these through their epochs.
 Legend: N images, C classes.
 """
 
@@ -31,7 +31,7 @@ class Outcome:
     """What a finished training leaves.
 
     Attributes:
-        history: One row a tested epoch: epoch, train_loss, lr, accuracy per class [C].
+        history: One row per tested epoch: epoch, train_loss, lr, class accuracy [C].
         train_loss: Cross-entropy of each class on its clean training images, eval
             mode, last epoch, nats [C].
         class_counts: [C].
@@ -216,7 +216,8 @@ def _check_same(
     found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path
 ) -> None:
     """Refuse to continue another experiment or on other images."""
-    ours, theirs = wanted["experiment"], found["experiment"]
+    # a field younger than the checkpoint was at its default
+    ours, theirs = wanted["experiment"], Experiment().to_dict() | found["experiment"]
     differing = [k for k in ours if ours[k] != theirs.get(k)]
     if found["digest"] != wanted["digest"]:
         differing.append("dataset digest")

@@ -1,4 +1,4 @@
-"""An experiment made ready: its images on the device, its network and loss.
+"""Makes an experiment ready: its images on the device, its network and loss.
 
 Where ``Experiment`` meets data, models and losses; nothing here trains.
 Legend: N images, C classes.
@@ -41,14 +41,21 @@ class Task:
 
 
 def prepare(experiment: Experiment, dataset: data.Dataset, device: str = "cpu") -> Task:
-    """Draw the long tail, resize and move to the device."""
-    counts = data.class_counts(
-        experiment.largest_class,
-        dataset.num_classes,
-        experiment.imbalance_factor,
-        experiment.imbalance,
-    )
-    tail = data.long_tail(dataset, counts)
+    """Draw the long tail, resize and move to the device.
+
+    Raises:
+        DataError: Of own images: these are others than the experiment was made for.
+    """
+    tail = dataset
+    data.counted(experiment, dataset)
+    if experiment.imbalance != "as_is":
+        counts = data.class_counts(
+            experiment.largest_class,
+            dataset.num_classes,
+            experiment.imbalance_factor,
+            experiment.imbalance,
+        )
+        tail = data.long_tail(dataset, counts)
     size = experiment.image_size
     test = data.resize(dataset.test_images, size).to(device)
     return Task(
@@ -56,7 +63,7 @@ def prepare(experiment: Experiment, dataset: data.Dataset, device: str = "cpu") 
         tail.train_labels.to(device),
         normalised(experiment, test),
         dataset.test_labels.to(device),
-        tuple(counts),
+        tuple(torch.bincount(tail.train_labels).tolist()),
         dataset.digest,
     )
 

@@ -1,0 +1,140 @@
+"""Workers: they share runs out, tell how far they are, and die with their parent."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from saddlebook import effort, runner, studies
+from saddlebook.__main__ import main
+from saddlebook.disk.files import locked
+from saddlebook.experiment import Experiment, at_scale
+from saddlebook.progress import Progress
+from saddlebook.store import Store
+
+RUN = ["run", "control", "--scale", "quick", "--seeds", "0,1", "--workers=2"]
+CONTROL = studies.named("control", "quick", [0, 1])
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def results(records):
+    return [(r.experiment, r.curves, r.per_class, r.best_epoch) for r in records]
+
+
+def children(pid):
+    """Workers of a process, by their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = path.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == pid and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def started(*more):
+    """The command in a process of its own, once its first record is there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "saddlebook", *RUN, *more],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(Path().glob("results/quick/*.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process, children(process.pid)
+
+
+def test_no_worker_outlives_its_parent_and_the_command_goes_on_to_the_same_bits():
+    process, crew = started()
+    assert crew
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in crew):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for run in CONTROL:  # no lock outlives its owner
+        with locked(Path(runner.WORK) / f"{run.slug}.lock", "test"):
+            pass
+    assert main(RUN[:-1]) == 0
+    whole = runner.run_all(CONTROL, work="alone")
+    assert results(Store("results/quick").records(CONTROL)) == results(whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGTERM, 75, "the same command continues"), (signal.SIGINT, 130, "kept")],
+)
+def test_a_stop_reaches_the_workers(number, code, said):
+    process, crew = started("--quiet")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    if process.returncode:  # 0: the last run had just ended
+        assert process.returncode == code
+        assert said in errors.splitlines()[-1]
+    assert not [pid for pid in crew if Path(f"/proc/{pid}/cmdline").exists()]
+    assert Store("results/quick").verify()
+
+
+def test_a_worker_that_is_killed_is_named_and_nothing_is_lost():
+    process, crew = started("--quiet")
+    os.kill(crew[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    if process.returncode:  # 0: it had nothing left to do
+        assert process.returncode == 7
+        assert "a worker ended without a word (exit code -9)" in errors
+    assert main(RUN[:-1]) == 0
+
+
+def test_runs_that_share_a_training_are_not_in_two_hands_and_a_foreign_one_is_left(
+    capsys,
+):
+    words = ["run", "curvature", "--scale", "quick", "--seeds", "0", "--workers=2"]
+    only = ["--only", "CE+DRW,CE+DRW wd=0.001", "--quiet"]
+    runs = studies.named("curvature", "quick", [0])
+    held = next(e for e in runs if e.rho == 0)
+    with locked(Path(runner.WORK) / f"{held.training.slug}.lock", "test"):
+        assert main([*words, *only]) == 8
+    assert f"pid {os.getpid()}" in capsys.readouterr().err
+    assert len(list(Path("results/quick").iterdir())) == 1
+
+
+def test_the_bar_ends_at_its_end_also_after_a_resume_and_with_spectra():
+    run = at_scale(Experiment(reweight="drw", spectra_at=(200,)), "quick")
+    screen = io.StringIO()
+    bar = Progress.over([run], file=screen)
+    for epoch in range(4, run.epochs + 1):  # three epochs were done before
+        bar.epoch_done(run.training, {"epoch": epoch, "train_loss": 1.0})
+    before = bar.worked
+    bar.measuring(run, 0, 8, "class 0")
+    bar.measuring(run, 8, 8, "class 9")
+    bar.close()
+    assert bar.worked - before == pytest.approx(effort.measuring(run))
+    assert before == pytest.approx(effort.training(run) * 7 / 10)
+    assert "100%" in screen.getvalue().splitlines()[-1].rpartition("\r")[2]
+
+
+def test_a_run_with_sam_is_twice_the_work_and_one_training_counts_once():
+    sgd, sam = studies.control([0])
+    ratio = effort.training(sam) / effort.training(sgd)
+    assert 1.9 < ratio < 2
+    timing = [effort.training(e) for e in studies.sam_timing([0])]
+    plain = effort.training(studies.table1(seeds=[0])[0])
+    assert sum(timing) == pytest.approx(3 * plain, rel=0.03)
+    measured = studies.dynamics([0])
+    both = [*measured, *(e.training for e in measured)]
+    assert effort.total(both) == pytest.approx(effort.total(measured))
+    assert effort.total(measured) > effort.total([e.training for e in measured])
