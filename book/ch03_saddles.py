@@ -18,6 +18,7 @@ workers = 1
 
 # %% tags=["remove-input"]
 import saddlebook as sb
+from saddlebook import figures
 from saddlebook.book import Page
 from saddlebook.figures import portraits
 from saddlebook.findings import inference
@@ -109,7 +110,7 @@ page.value("fresh_one", fresh.query("a == 1")["measured"].item(), ".2f")
 
 # %%
 tables = {"plain, same batch": same, "plain, fresh batch": fresh}
-portraits.show(
+figures.show(
     portraits.factor(tables | {"as used, 400 dimensions": used}),
     "Second moment and mean step along v against a. Lines are predicted, "
     "marks measured; the upper marks are second moments.",
@@ -152,7 +153,7 @@ portraits.show(
 kinds = [(False, 0.0), (False, 0.9), (True, 0.0), (True, 0.9)]
 maps = [escapes.escape_map(normalised=n, momentum=b) for n, b in kinds]
 page.value("agree", min(one.agreement for one in maps), ".1f")
-portraits.show(
+figures.show(
     portraits.escape_maps(maps),
     "Steps until a walker leaves, over radius and η|λ|; blank: not in "
     "2,000 steps. Dashed: the predicted edges of the trap.",
@@ -165,7 +166,7 @@ portraits.show(
 # $1-\beta$ is measured, not proved: `saddles.overshoot_threshold`.)
 
 # %%
-portraits.show(
+figures.show(
     portraits.portrait(rho=0.3),
     "Double well: SGD finds the minima from everywhere, SAM from outside its trap "
     "only. Squares: where walkers are after 90 steps.",
@@ -181,7 +182,7 @@ portraits.show(
 tables = {f"β = {b:g}": escapes.arrivals(momentum=b) for b in (0, 0.9)}
 quiet = tables["β = 0"].query("sigma == 0 and rho > 0")["arrived"].max()
 page.value("quiet", quiet, ".0f")
-portraits.show(
+figures.show(
     portraits.arrivals(tables),
     "Double well: walkers at a minimum after 2,000 steps, of 100 each. Dotted: the "
     "radius at which the mean step turns round, without momentum.",
@@ -210,6 +211,8 @@ counts = sb.data.class_counts(5000, 10, 100)
 share = float(oddities.class_shares(counts)[8])
 total = share * printed
 phases = escapes.schedule(total, rho)
+
+# %% tags=["remove-input"]
 names = ["step size", "η|λ|", "leaves a trap", "SGD: steps for ×10"]
 names += ["stable λ, SGD", "stable λ, SAM at ‖g‖ = 1"]
 page.value("printed", printed, ".2f")

@@ -59,7 +59,7 @@ def test_arrivals_draws_a_line_for_each_noise():
 
 
 def test_slimming_keeps_words_description_and_references(picture):
-    slim = portraits.slim(picture)
+    slim = svg.slim(picture)
     words = re.compile(r"<text[^>]*>([^<]*)</text>")
     assert words.findall(slim) == words.findall(picture)
     label = re.compile(r'aria-label="[^"]*"')
@@ -72,6 +72,6 @@ def test_slimming_keeps_words_description_and_references(picture):
 def test_slimming_moves_nothing_by_a_tenth_of_a_pixel(picture):
     place = re.compile(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"')
     before = np.array(place.findall(picture), dtype=float)
-    after = np.array(place.findall(portraits.slim(picture)), dtype=float)
+    after = np.array(place.findall(svg.slim(picture)), dtype=float)
     assert len(before) > 5
     assert np.abs(before - after).max() < 0.1

@@ -9,10 +9,8 @@ from __future__ import annotations
 import ast
 import html
 import inspect
-import itertools
 import math
 import os
-import re
 import textwrap
 import time
 from collections import Counter
@@ -23,18 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 from saddlebook.book.making import make
 from saddlebook.book.parameters import PARAMETERS, check_injected, check_types
+from saddlebook.book.sheets import badge, fitting, markup, word_of
 from saddlebook.errors import LockedError, UsageError
-from saddlebook.experiment import SCALES, Experiment, at_scale
+from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import claims
-from saddlebook.findings.inference import WORDS
-from saddlebook.store import RESULTS, Found, Store, find, lacking
+from saddlebook.findings.wording import typeset
+from saddlebook.store import RESULTS, Found, find, lacking
 from saddlebook.studies import chosen_seeds
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
 
+_SHORT = ("Records", "Measured", "Cost")  # of the provenance; the rest folds
 _FOLDED = "Identifiers, families, p-values, and the verdicts as registered"
-_WORDS = 22  # letters; a longer cell wraps
 _PATIENCE = 600  # seconds another chapter may take to train the same quick run
 SMOKE = "smoke scale: shows the machinery, is not evidence"
 _SCALE_NOTES = {
@@ -120,24 +119,15 @@ class Page:
 
     def show_records(self, found: Sequence[Record]) -> None:
         """Name records in the footer, and say their number and scales in a line."""
-        self._shown |= {record.experiment: record for record in found}
+        self.cite(found)
         by_scale = Counter(record.experiment.scale for record in found)
         for scale, count in by_scale.items():
             note = f"{count} records at {scale} scale: {_SCALE_NOTES[scale]}."
             _show(f'<p class="sb-note">{html.escape(note)}</p>', note)
 
-    def present(self, experiments: Sequence[Experiment]) -> list[Record]:
-        """Records of some experiments, each at its own scale, as far as they are there.
-
-        They stand in the footer. At ``quick`` nothing is trained.
-        """
-        found: list[Record] = []
-        for scale in SCALES:
-            store = Store(self.results / scale)
-            wanted = (exp for exp in experiments if exp.scale == scale)
-            found += filter(None, map(store.get, wanted))
+    def cite(self, found: Sequence[Record]) -> None:
+        """Name records in the footer."""
         self._shown |= {record.experiment: record for record in found}
-        return found
 
     def found(
         self, groups: Mapping[str, Sequence[Experiment]], scale: str | None = None
@@ -215,7 +205,7 @@ class Page:
         if isinstance(x, float) and not math.isfinite(x):
             raise UsageError(f"value {name!r} is {x}; prose cannot quote it")
         _display(
-            {"application/papermill.record/text/plain": repr(format(x, fmt))},
+            {"application/papermill.record/text/plain": repr(typeset(format(x, fmt)))},
             scrapbook={"name": name, "mime_prefix": "application/papermill.record/"},
         )
 
@@ -233,17 +223,17 @@ class Page:
         """
         rows = {f"The paper ({where})": paper, "Here": ours, "Cost": cost}
         rows = {name: text for name, text in rows.items() if text}
-        badge = f"<dt>Verdict</dt><dd>{_badge(verdict)}</dd>" if verdict else ""
+        word = f"<dt>Verdict</dt><dd>{badge(verdict)}</dd>" if verdict else ""
         _show(
-            f'<div class="sb-claim"><dl>{_pairs(rows)}{badge}</dl></div>', _lines(rows)
+            f'<div class="sb-claim"><dl>{_pairs(rows)}{word}</dl></div>', _lines(rows)
         )
 
     def verdict(self, verdict: Any, text: str) -> None:
         """Show a computed verdict and publish its word as the value ``verdict``."""
-        word = _word(verdict)
+        word = word_of(verdict)
         self.value("verdict", word)
         _show(
-            f'<p class="sb-verdict">{_badge(verdict)} {html.escape(text)}</p>',
+            f'<p class="sb-verdict">{badge(verdict)} {html.escape(typeset(text))}</p>',
             f"{word}: {text}",
         )
 
@@ -255,18 +245,21 @@ class Page:
         """
         if not len(frame):
             raise UsageError("the table has no rows; read the records it needs first")
-        if frame.index.nlevels == frame.columns.nlevels == 1:  # one row of headers
-            frame = frame.rename_axis(index=None, columns=frame.index.name)
-        head, rest = _rows(frame).split(">", 1)
-        title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-        _show(f'<div class="sb-scroll">{head}>{title}{rest}</div>', frame.to_string())
+        shown, folded = fitting(frame)
+        body = markup(shown, caption)
+        if folded:
+            body += (
+                f"<details><summary>All {folded} columns</summary>"
+                f"{markup(frame, '', 'sb-table sb-cards')}</details>"
+            )
+        _show(f'<div class="sb-tables">{body}</div>', frame.to_string())
 
     def fold(self, title: str, frame: Any) -> None:
         """Show a table behind a title that opens it."""
-        body = _rows(frame)
         head = f"<summary>{html.escape(title)}</summary>"
+        body = markup(frame, "", "sb-table sb-cards")
         _show(
-            f'<details class="sb-scroll">{head}{body}</details>',
+            f'<details class="sb-tables">{head}{body}</details>',
             f"{title}\n{frame.to_string()}",
         )
 
@@ -288,31 +281,20 @@ class Page:
             f'{record.experiment.slug}.json">{record.experiment.slug}</a></li>'
             for record in self._shown.values()
         )
-        more = f"<details><summary>Records</summary><ul>{links}</ul></details>"
+        short = {name: text for name, text in rows.items() if name in _SHORT}
+        rest = {name: text for name, text in rows.items() if name not in _SHORT}
+        more = (
+            "<details><summary>Code, devices and each record</summary>"
+            f"<dl>{_pairs(rest)}</dl><ul>{links}</ul></details>"
+        )
         more = more if links else ""
         keys = {r.experiment.slug: r.experiment.scale for r in self._shown.values()}
         _show(
-            f'<div class="sb-footer"><dl>{_pairs(rows)}</dl>{more}</div>',
+            f'<div class="sb-footer"><dl>{_pairs(short)}</dl>{more}</div>',
             _lines(rows),
             chapter=self.chapter,
             records=keys,
         )
-
-
-def _rows(frame: Any) -> str:
-    """A table whose cells name their column, so that a phone can show rows as cards."""
-    flat = frame.columns.nlevels == 1
-    classes = "sb-table sb-cards" if flat else "sb-table"
-    body = frame.to_html(escape=True, border=0, classes=classes, na_rep="–")
-    names = itertools.cycle([html.escape(str(n)) for n in frame.columns])
-
-    def cell(found: re.Match[str]) -> str:
-        text = found[1]
-        kind = "sb-words" if len(text) > _WORDS and " " in text else "sb-number"
-        label = f' data-label="{next(names)}"' if flat else ""
-        return f'<td class="{kind}"{label}>{text}</td>'
-
-    return re.sub(r"<td>(.*?)</td>", cell, body, flags=re.DOTALL)
 
 
 def _results(given: Path) -> Path:
@@ -378,20 +360,9 @@ def _without_docstring(text: str) -> str:
     return "\n".join(lines[: doc.lineno - 1] + lines[doc.end_lineno :])
 
 
-def _word(verdict: Any) -> str:
-    return str(getattr(verdict, "word", verdict))
-
-
-def _badge(verdict: Any) -> str:
-    word, reason = _word(verdict), str(getattr(verdict, "reason", ""))
-    kind = word if word in WORDS else "none"
-    label = html.escape(f"{word} · {reason}" if reason else word)
-    return f'<span class="sb-badge sb-{kind}">{label}</span>'
-
-
 def _pairs(rows: Mapping[str, str]) -> str:
     return "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>"
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(typeset(text))}</dd>"
         for name, text in rows.items()
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from saddlebook import data
 from saddlebook.data import sources
 from saddlebook.disk.files import sha256
-from saddlebook.errors import DataError, UsageError, explained
+from saddlebook.errors import DataError, UsageError, explained, printable
 
 
 class Images(NamedTuple):
@@ -150,9 +150,7 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
     found = {
         # as torchvision's ImageFolder: whatever lies below, too
         place.name: sorted(
-            f
-            for f in place.rglob("*")
-            if f.suffix.lower() in sources.IMAGES and f.is_file()
+            f for f in place.rglob("*") if f.suffix.lower() in sources.IMAGES
         )
         for place in places
     }
@@ -199,8 +197,9 @@ def _from_folders(
         return torch.stack(pixels)
 
     digest = sha256(repr(facts).encode())
-    name = folder.resolve().name
-    return Images(name, tuple(classes), sizes, sizes, digest, read)
+    names = tuple(map(printable, classes))
+    name = printable(folder.resolve().name)
+    return Images(name, names, sizes, sizes, digest, read)
 
 
 def read_image(path: Path, size: int | None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from saddlebook.figures import style as svg
 from saddlebook.figures.style import BLUE, COLOURS, INK, ORANGE, panels, styled
 from saddlebook.theory import saddles
 from saddlebook.theory.escapes import EscapeMap
@@ -159,34 +157,3 @@ def arrivals(tables: Mapping[str, pd.DataFrame]) -> Axes:
     row[0].set_ylabel("walkers at a minimum (%)")
     row[0].legend()
     return row[0]
-
-
-def show(axes: Axes, caption: str) -> None:
-    """``figures.show`` for pages with many points: the same picture, slimmed."""
-    svg.show(axes, caption, slim)
-
-
-def slim(picture: str) -> str:
-    """Inline SVG without ids nobody points to, third decimals and layout.
-
-    About half the size; coordinates are exact to a tenth of a pixel, or two hundredths
-    of an inch, and the words stay as they are.
-    """
-    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', picture))
-    head, rest = picture.split(">", 1)
-    rest = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", rest)
-    rest = re.sub(r' (d|x|y|points)="[^"]*"', lambda m: _shorter(m[0]), rest)
-    rest = re.sub(r' style="[^"]*"', lambda m: _plain(m[0]), rest)
-    rest = re.sub(r' transform="rotate\(-?0 [^"]*"', "", rest)
-    rest = re.sub(r"\s*\n\s*", " ", rest).replace("> <", "><")
-    rest = re.sub(r"<g>(<(?:use|path|text)[^>]*(?:/>|>[^<]*</text>))</g>", r"\1", rest)
-    return f"{head}>{rest.replace('xlink:href', 'href')}"
-
-
-def _shorter(attribute: str) -> str:
-    return re.sub(r"(\d+\.\d)\d+", r"\1", attribute)
-
-
-def _plain(style: str) -> str:
-    style = re.sub(r"font-family: [^;\"]*;? ?", "", style)
-    return re.sub(r"([;:]) ", r"\1", style)

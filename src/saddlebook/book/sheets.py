@@ -1,0 +1,92 @@
+"""Tables and verdicts as HTML that fits a window, and folds to cards on a phone.
+
+Knows pandas tables; no record, no page.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from saddlebook.findings.inference import WORDS
+from saddlebook.findings.wording import typeset
+
+_MOST_COLUMNS = 6  # of a table, in a window of 1280 px
+
+
+def fitting(frame: Any) -> tuple[Any, int]:
+    """The columns that fit a window, few rows turned; how many, if these are not all."""
+    names = frame.index.nlevels if frame.index.names != [None] else 1
+    room = _MOST_COLUMNS - names
+    if len(frame.columns) > room and len(frame) < _MOST_COLUMNS and names == 1:
+        turned = frame.T
+        turned.columns = [str(name) for name in turned.columns]
+        return turned, 0
+    if len(frame.columns) <= room:
+        return frame, 0
+    return frame.iloc[:, :room], names + len(frame.columns)
+
+
+_NUMBER = re.compile(r"[-−+–<≤~≈·⁻⁰¹²³⁴⁵⁶⁷⁸⁹\d.,%()±\s]*(?:to [−+\d.]+\))?")
+
+
+def markup(frame: Any, caption: str = "", kind: str = "sb-table") -> str:
+    """A table that folds to cards where it is narrow: each cell carries its name."""
+    names = [str(n) if n is not None else "" for n in frame.index.names]
+    heads = [", ".join(map(str, c)) if isinstance(c, tuple) else str(c)
+             for c in frame.columns]  # fmt: skip
+    if names == [""] and frame.columns.nlevels == 1 and frame.columns.name:
+        names = [str(frame.columns.name)]
+    rows = [
+        [*(map(_cell, i) if isinstance(i, tuple) else [_cell(i)]), *map(_cell, row)]
+        for i, row in zip(frame.index, frame.itertuples(index=False), strict=True)
+    ]
+    heads = [typeset(name) for name in names + heads]
+    numeric = [
+        all(_NUMBER.fullmatch(cell) for cell in col) for col in zip(*rows, strict=True)
+    ]
+    marks = [' class="sb-n"' if yes else "" for yes in numeric]
+    head = "".join(
+        f'<th scope="col"{mark}>{html.escape(name)}</th>'
+        for name, mark in zip(heads, marks, strict=True)
+    )
+    body = "".join(f"<tr>{_row(row, heads, marks, len(names))}</tr>" for row in rows)
+    title = f"<caption>{html.escape(typeset(caption))}</caption>" if caption else ""
+    return (
+        f'<table class="{kind}">{title}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _row(
+    row: Sequence[str], heads: Sequence[str], marks: Sequence[str], names: int
+) -> str:
+    cells = []
+    for i, (cell, head, mark) in enumerate(zip(row, heads, marks, strict=True)):
+        tag = 'th scope="row"' if i < names else "td"
+        label = html.escape(head)
+        word = badge(cell) if cell in WORDS else html.escape(cell)
+        cells.append(f'<{tag}{mark} data-label="{label}">{word}</{tag.split()[0]}>')
+    return "".join(cells)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return typeset(f"{value:.6g}") if math.isfinite(value) else "–"
+    return typeset(str(value)) if value is not None else "–"
+
+
+def badge(verdict: Any) -> str:
+    """A verdict as a word in a frame, with its reason."""
+    word, reason = word_of(verdict), str(getattr(verdict, "reason", ""))
+    kind = word if word in WORDS else "none"
+    label = html.escape(typeset(f"{word} · {reason}" if reason else word))
+    return f'<span class="sb-badge sb-{kind}">{label}</span>'
+
+
+def word_of(verdict: Any) -> str:
+    """The word of a ``Verdict``, or the words given instead of one."""
+    return str(getattr(verdict, "word", verdict))
