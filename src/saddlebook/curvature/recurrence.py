@@ -182,8 +182,8 @@ def _room(rows: Tensor, count: int) -> Tensor:
     except (MemoryError, RuntimeError) as error:
         raise ResourceError(
             f"{count - 1} Lanczos steps keep as many vectors of {size:,} parameters: "
-            f"{need / 2**30:.1f} GiB, {_free(rows.device) / 2**30:.1f} are free; take "
-            "fewer steps, or freeze parameters"
+            f"{need / 2**30:.1f} GiB of memory are not there; take fewer steps, or "
+            "freeze parameters"
         ) from error
     room[: len(rows)] = rows
     return room
