@@ -29,7 +29,7 @@ from saddlebook.findings import tables as curvature_tables
 page = Page("ch05_spectra", vars())
 
 # %% tags=["remove-input"]
-runs = gather.dynamics(page)
+runs = gather.with_spectra(page)
 table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
 wide = curvature.spectra(gather.every(page, "full"))

@@ -28,7 +28,7 @@ from saddlebook.findings import tables as curvature_tables
 page = Page("ch06_dynamics", vars())
 
 # %% tags=["remove-input"]
-runs = gather.dynamics(page)
+runs = gather.with_spectra(page)
 table = curvature.spectra(runs)
 printed = curvature.published_dynamics(report.paper("dynamics"))
 judged = gather.verdicts(page, spectra_claims.schedule_family())

@@ -30,7 +30,7 @@ from saddlebook.theory import oddities
 page = Page("ch11_as_published", vars())
 
 # %% tags=["remove-input"]
-runs = gather.dynamics(page)
+runs = gather.with_spectra(page)
 others = gather.gather(page, "table1", "bn_statistics")
 table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
