@@ -211,6 +211,8 @@ counts = sb.data.class_counts(5000, 10, 100)
 share = float(oddities.class_shares(counts)[8])
 total = share * printed
 phases = escapes.schedule(total, rho)
+
+# %% tags=["remove-input"]
 names = ["step size", "η|λ|", "leaves a trap", "SGD: steps for ×10"]
 names += ["stable λ, SGD", "stable λ, SAM at ‖g‖ = 1"]
 page.value("printed", printed, ".2f")
