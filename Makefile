@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEVICE ?= cpu
 WORKERS ?= 1
 PORT ?= 8000
@@ -10,22 +11,22 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser lint type test quick lite full book lab serve bench check clean
+.PHONY: help setup browser lint type test quick lite full book lab serve bench faults check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "make %-7s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## install everything into .venv
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || { \
 	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	  apt-get update -qq && apt-get install -y -qq python3-venv && \
 	  $(PYTHON) -m venv --clear .venv; } || { \
 	  echo "no venv module: install python3-venv and run this again" >&2; exit 6; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 browser:  # Chromium, for the tests of the built pages
@@ -49,17 +50,16 @@ quick: $(READY)  ## every chapter at smoke scale, training included, in a minute
 	$(BIN)/python -c 'from saddlebook import book; book.execute_all(scale="quick")'
 
 lite: $(READY)  ## every record of the laptop scale, every chapter, the book; resumable
-	$(BIN)/python -m saddlebook reproduce --scale lite --workers $(WORKERS) $(DATA:%=--data %)
+	$(BIN)/saddlebook reproduce --scale lite --workers $(WORKERS) $(DATA:%=--data %)
 
 full: $(READY)  ## the paper's own setting: make full DEVICE=cuda DATA=…; resumable
-	$(BIN)/python -m saddlebook reproduce --scale full --device $(DEVICE) \
+	$(BIN)/saddlebook reproduce --scale full --device $(DEVICE) \
 	  --workers $(WORKERS) $(DATA:%=--data %) $(LIMIT:%=--limit %)
 
 book: $(READY)  ## the book, from committed records, into _build/html
-	$(BIN)/python -m saddlebook book
+	$(BIN)/saddlebook book
 
 lab: $(READY)  ## JupyterLab on copies of the chapters, in _build/lab
-	$(BIN)/pip install --quiet --disable-pip-version-check jupyterlab
 	$(BIN)/python -c 'from saddlebook import book; book.export_all("_build/lab")'
 	$(BIN)/jupyter lab --notebook-dir _build/lab
 
@@ -71,8 +71,12 @@ bench: $(READY)  ## the benchmarks, each a table
 	$(BIN)/python benchmarks/hessian.py product
 	$(BIN)/python benchmarks/saddles.py
 
+faults: $(READY)  ## kills, damage and bad input, counted; LONG=1 for all of it
+	$(BIN)/python benchmarks/faults.py --kills $(if $(LONG),200,60) \
+	  --damage $(if $(LONG),500,40)
+
 check: lint type test  ## lint, types, tests, records
-	$(BIN)/python -m saddlebook verify
+	$(BIN)/saddlebook verify
 
 clean:  ## remove what was built; .venv and checkpoints stay
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

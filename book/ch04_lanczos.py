@@ -37,6 +37,12 @@ found = inference.Verdict(
 )
 
 # %% tags=["remove-input"]
+errors = known.one_probe("outliers")
+page.value("raw", errors["raw"].mean(), ".2g")
+page.value("lined", errors["lines"].mean(), ".2g")
+page.value("least_weight", errors["weight"].min(), ".2g")
+page.value("most_weight", errors["weight"].max(), ".2g")
+page.value("line", errors["line"].mean(), ".3g")
 page.claim(
     "the extreme nodes of one stochastic Lanczos run, 100 steps, are λmin "
     "and λmax of a class's Hessian.",
@@ -160,12 +166,6 @@ page.table(
 
 # %%
 truth = known.eigenvalues("outliers")
-errors = known.one_probe("outliers")
-page.value("raw", errors["raw"].mean(), ".2g")
-page.value("lined", errors["lines"].mean(), ".2g")
-page.value("least_weight", errors["weight"].min(), ".2g")
-page.value("most_weight", errors["weight"].max(), ".2g")
-page.value("line", errors["line"].mean(), ".3g")
 figures.show(
     known_figures.density(
         known.spectrum("outliers", 60, rotated=True), truth, 0.05

@@ -34,7 +34,7 @@ table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
 wide = curvature.spectra(gather.every(page, "full"))
 big = curvature.pick(wide, stage=curvature.LAST)
-judged = gather.verdicts(page, spectra_claims.curvature()).iloc[:4]
+judged = gather.verdicts(page, spectra_claims.curvature_family()).iloc[:4]
 setting = report.setting(runs) if runs else curvature.NONE
 
 # %% tags=["remove-input"]
@@ -159,22 +159,10 @@ page.table(
 )
 page.value("kinds", spectra_claims.count(kinds))
 page.value("coverage", curvature_tables.coverage(last))
-down = fixed["lambda_min"] + fixed["lambda_min_bound"] < 0
-page.value("negative", f"{down.sum()} of {len(down)}")
-share = (fixed["gradient_along"] / fixed["gradient_norm"]).abs()
-page.value("along", 100 * share.median(), ".1f")
-groups = fixed.assign(
-    group=report.classes([0] * 10, [""] * 10)["group"].to_numpy()[
-        fixed["label"]
-    ]
-)
-means = groups.groupby(["method", "group"], sort=False)[
-    "nonconvexity"
-].mean()
-page.value(
-    "by_group",
-    "; ".join(f"{m}, {g} {v:.3f}" for (m, g), v in means.items()),
-)
+seen = curvature_tables.bends(fixed)
+page.value("negative", seen["negative"])
+page.value("along", seen["along"])
+page.value("by_group", seen["by_group"])
 
 # %% [markdown]
 # Behind the tables are {glue:text}`coverage`. λmin is negative beyond its bound in

@@ -31,7 +31,7 @@ page = Page("ch06_dynamics", vars())
 runs = gather.dynamics(page)
 table = curvature.spectra(runs)
 printed = curvature.published_dynamics(report.paper("dynamics"))
-judged = gather.verdicts(page, spectra_claims.schedule())
+judged = gather.verdicts(page, spectra_claims.schedule_family())
 wide = curvature.spectra(gather.every(page, "full"))
 rare = curvature.pick(wide, label=[5, 7, 8])
 setting = report.setting(runs) if runs else curvature.NONE
@@ -98,7 +98,6 @@ figures.show(
     f"own schedule. Ours: {setting}.",
 )
 
-# %% tags=["remove-input"]
 figures.show(
     through.dynamics(table, printed, "CE+DRW+SAM"),
     "The small scale, SAM, as above.",

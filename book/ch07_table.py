@@ -100,8 +100,8 @@ figures.show(
 #
 # ResNet-32, 200 epochs, all of CIFAR-10-LT at IF 100. Most rows are one run, and one run
 # has no interval: such a cell is *undecided* whatever it reads. A number is *reproduced*
-# if our runs and the printed mean are shown to differ by less than 1.5 points overall, 3
-# on the tail. Last epochs lie below the paper almost everywhere; the epoch that is best
+# if our runs and the printed mean are shown to differ by less than the margin
+# ({doc}`notation`). Last epochs lie below the paper almost everywhere; the epoch that is best
 # on the test set lies nearer, as if the paper had reported that one.
 
 # %% tags=["remove-input"]

@@ -26,7 +26,7 @@ from saddlebook.findings import claims, contrasts, hypotheses, report
 page = Page("ch10_what_explains_the_gain", vars())
 
 # %% tags=["remove-input"]
-judged = gather.verdicts(page, hypotheses.one_curve())
+judged = gather.verdicts(page, hypotheses.curve_family())
 found = gather.gather(
     page, "weight_decay", "optimizers", "sam_timing", "rho_ablation"
 )

@@ -34,7 +34,7 @@ runs = gather.dynamics(page)
 others = gather.gather(page, "table1", "bn_statistics")
 table = curvature.spectra(runs)
 last = curvature.pick(table, stage=curvature.LAST)
-judged = gather.verdicts(page, spectra_claims.curvature()).iloc[4:]
+judged = gather.verdicts(page, spectra_claims.curvature_family()).iloc[4:]
 wide = curvature.spectra(gather.every(page, "full"))
 page.value("overlap", curvature_tables.released_at_equal_loss(wide))
 setting = report.setting(runs) if runs else curvature.NONE

@@ -83,7 +83,7 @@ figures.show(
 # {doc}`ch11_as_published` takes the published measurement apart.
 
 # %% tags=["remove-input"]
-bends = gather.verdicts(page, spectra_claims.curvature())
+bends = gather.verdicts(page, spectra_claims.curvature_family())
 page.judged(
     bends,
     "Differences of |λmin/λmax| unless said: mean over the tail's classes, 95 % "

@@ -9,8 +9,6 @@ new parts beside old ones, with every unit whole in one of them.
 from __future__ import annotations
 
 import io
-import json
-import os
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,19 +17,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from saddlebook import measure
 from saddlebook.disk import checkpoint
-from saddlebook.disk.files import load_json, write_whole
+from saddlebook.disk.files import parse_json, read_whole, write_whole
 from saddlebook.disk.provenance import numerics_digest
-from saddlebook.errors import CorruptError, VerifyError
+from saddlebook.errors import CorruptError, VerifyError, explained
+from saddlebook.experiment import Experiment
 from saddlebook.record import Record
 from saddlebook.store import Store
 
 PARTS, ROOM = 4, 15 * 2**20  # a part may grow to 16 MiB, all of them to 64
-_NAME = re.compile(
-    r"(records/(full|lite|quick)|work/[\w=+-][\w.=+-]*)/[\w=+-][\w.=+-]*"
-)
-
-_DEFLATED = zipfile.ZIP_DEFLATED
+_PART, _UNPACKED = 2**24, 2**28  # bytes of a part, and of the files in it at most
+_WORK = re.compile(r"work/([\w.=+-]+)/(latest\.ckpt|spectra\.json|epoch\d{4}\.weights)")
 
 Unit = Mapping[str, bytes]
 
@@ -124,18 +121,27 @@ def parts(folder: Path) -> Iterator[tuple[Any, dict[str, bytes]]]:
         CorruptError: A part is cut short, changed, or holds what it should not.
     """
     for path in sorted(folder.glob("part*.zip")):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                files = {name: archive.read(name) for name in archive.namelist()}
-            item = files.pop("item.json")
-        except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
-            raise CorruptError(
-                f"{path} is not a whole part ({error}); fetch it again, or move it "
-                "away: the other parts are of use without it"
-            ) from error
-        if odd := [name for name in files if not _NAME.fullmatch(name)]:
-            raise CorruptError(f"{path} holds {odd[0]!r}, which is no file of a run")
-        yield json.loads(item), files
+        todo = "fetch it again, or move it away: the other parts are of use without it"
+        with explained(f"{path} is not a whole part", todo):
+            content = io.BytesIO(read_whole(path, _PART))
+            with zipfile.ZipFile(content) as archive:
+                if sum(m.file_size for m in archive.infolist()) > _UNPACKED:
+                    raise ValueError("it unpacks to more than a call gives")
+                item = parse_json(archive.read("item.json"))
+                names = set(archive.namelist()) - {"item.json"}
+                if odd := sorted(names - _wanted(item, names)):
+                    raise ValueError(f"{odd[0]!r} is no file of its runs")
+                files = {name: archive.read(name) for name in sorted(names)}
+        yield item, files
+
+
+def _wanted(item: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+    """Those names that files of the item's experiments have."""
+    experiments = [Experiment.from_dict(e) for e in item["experiments"]]
+    records = {f"records/{e.scale}/{e.slug}.json" for e in experiments}
+    runs = {e.training.slug for e in experiments}
+    found = {name: _WORK.fullmatch(name) for name in names}
+    return records | {n for n, match in found.items() if match and match[1] in runs}
 
 
 def install(
@@ -157,10 +163,8 @@ def install(
 
 
 def _add(store: Store, name: str, content: bytes, item: Mapping[str, Any]) -> None:
-    try:
-        record = Record.from_dict(json.loads(content))
-    except (CorruptError, ValueError) as error:
-        raise CorruptError(f"{name}: {error}") from error
+    with explained(f"{name} is no record", "fetch it again"):
+        record = Record.from_dict(parse_json(content))
     if record.provenance["numerics"] != numerics_digest():
         raise VerifyError(
             f"{name} was made by code {record.provenance['numerics']}, this is "
@@ -174,17 +178,17 @@ def _add(store: Store, name: str, content: bytes, item: Mapping[str, Any]) -> No
 
 def _advance(path: Path, content: bytes) -> None:
     """Write a file of a run unless the one that is there is as far."""
-    incoming = path.with_name(f"{path.name}.incoming")
-    write_whole(incoming, content)
-    try:
-        if _progress(incoming) > (_progress(path) if path.exists() else -1):
-            os.replace(incoming, path)
-    finally:
-        incoming.unlink(missing_ok=True)
+    reached = _reached(path, content)
+    if reached > (_reached(path, path.read_bytes()) if path.exists() else -1):
+        write_whole(path, content)
 
 
-def _progress(path: Path) -> int:
-    """Epoch of a checkpoint or network, number of spectra."""
-    if "spectra" in path.name:
-        return len(load_json(path))
-    return int(checkpoint.load(path)[0]["epoch"])
+def _reached(path: Path, content: bytes) -> int:
+    """Epoch of a checkpoint or network of the run that its folder names, or spectra."""
+    if path.name == "spectra.json":
+        with explained(f"{path} holds no spectra", "fetch it again"):
+            return len([dict(item) for item in parse_json(content)])
+    meta, _ = checkpoint.decoded(content, str(path))
+    if measure.trained(meta, str(path)).slug != path.parent.name:
+        raise CorruptError(f"{path} would be of another run than its folder's")
+    return int(meta["epoch"])

@@ -29,11 +29,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saddlebook import data, studies
-from saddlebook.disk.files import sha256, write_whole
-from saddlebook.errors import DataError, SaddlebookError, UsageError
+from saddlebook.disk.files import parse_json, read_whole, sha256, write_whole
+from saddlebook.errors import DataError, SaddlebookError, UsageError, explained
 from saddlebook.experiment import Experiment
 
 MAX_BYTES = 48 * 2**20  # leaves room for checkpoints among the 64 MiB that travel
+_UNPACKED = 2**28  # bytes; CIFAR has 184 million
 _FORMAT = "saddlebook pack 1"
 
 
@@ -88,24 +89,26 @@ def read(path: Path) -> Pack:
     Raises:
         DataError: Missing, damaged, or no pack.
     """
-    try:
-        line, _, body = path.read_bytes().partition(b"\n")
-        header = json.loads(line)
-        if header.get("format") != _FORMAT:
-            raise ValueError(f"format {header.get('format')!r}")
-        return _unpacked(header, lzma.decompress(body))
-    except (OSError, ValueError, LookupError, lzma.LZMAError) as error:
-        raise DataError(
-            f"{path} is not a whole pack ({error}); make it again with "
-            "benchmarks/gpu/pack.py"
-        ) from error
+    todo = "make it again with benchmarks/gpu/pack.py"
+    with explained(f"{path} is not a whole pack", todo, DataError):
+        line, _, body = read_whole(path, MAX_BYTES).partition(b"\n")
+        header = parse_json(line)
+        if header["format"] != _FORMAT:
+            raise ValueError(f"format {header['format']!r}")
+        return _unpacked(header, body)
 
 
-def _unpacked(header: dict[str, Any], body: bytes) -> Pack:
+def _unpacked(header: dict[str, Any], packed: bytes) -> Pack:
     total, carried, tests = header["counts"]
+    size, start = header["pixels"], total + tests + 4 * carried
+    length = start + 3 * size * size * (carried + tests)
+    if max(length, 3 * size * size * total) > _UNPACKED:
+        raise ValueError("it claims more than any data set here has")
+    body = lzma.LZMADecompressor().decompress(packed, length + 1)
+    if len(body) != length:
+        raise ValueError("it does not hold what it says")
     labels = np.frombuffer(body, np.uint8, total + tests)
     kept = np.frombuffer(body, "<u4", carried, offset=len(labels))
-    size, start = header["pixels"], len(labels) + 4 * carried
     images = _pixels(np.frombuffer(body, np.uint8, offset=start), size)
     content = labels.tobytes() + kept.tobytes() + images.tobytes()
     if sha256(content) != header["content"]:

@@ -23,7 +23,7 @@ from bundle import Bundle, Unit, install, networks, parts, run_unit
 
 from saddlebook import runner
 from saddlebook.disk.files import dump_json, load_json
-from saddlebook.errors import DataError, SaddlebookError
+from saddlebook.errors import DataError, SaddlebookError, UsageError, explained
 from saddlebook.experiment import Experiment
 from saddlebook.store import Store
 
@@ -65,8 +65,15 @@ class Call:
     """One call: its experiments, where their files are, and what goes back."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.item = load_json(options.folder / "item.json")
-        self.experiments = [Experiment.from_dict(e) for e in self.item["experiments"]]
+        file = options.folder / "item.json"
+        self.item = load_json(file)
+        with explained(f"{file} says nothing to do", "run send.py again"):
+            every = [Experiment.from_dict(e) for e in self.item["experiments"]]
+            self.experiments, self.keep = every, set(self.item["keep"])
+        if any(item != self.item for item, _ in parts(options.out)):
+            raise UsageError(
+                f"{options.out} holds what another call gave; name another folder"
+            )
         self.work, self.results = options.work, options.results
         self.bundle = Bundle(options.out, dump_json(self.item))
         for item, files in parts(options.folder):
@@ -89,7 +96,7 @@ class Call:
             mine = [e for e in self.experiments if e.training.slug == slug]
             left = [e for e in mine if not self._record(e).exists()]
             records = [self._record(e) for e in mine if e not in left]
-            folder, keep = self.work / slug, slug in self.item["keep"]
+            folder, keep = self.work / slug, slug in self.keep
             if unit := run_unit(folder, records, finished=not left, keep=keep):
                 runs[slug] = unit
             epochs = None if keep else [at for e in left for at in e.spectra_at]

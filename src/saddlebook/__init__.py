@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from saddlebook.errors import MachineError, lacks
+
 __version__ = "0.1.0"
 
 # Public name: the module that defines it
@@ -41,11 +43,13 @@ __all__ = ["__version__", *_MODULES, *_NAMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(import_module(f"saddlebook.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return import_module(f"saddlebook.{_MODULES[name]}")
-    raise AttributeError(f"module 'saddlebook' has no attribute {name!r}")
+    if name not in _NAMES and name not in _MODULES:
+        raise AttributeError(f"module 'saddlebook' has no attribute {name!r}")
+    try:
+        module = import_module(f"saddlebook.{_NAMES.get(name) or _MODULES[name]}")
+    except ModuleNotFoundError as error:
+        raise MachineError(lacks(error)) from error
+    return getattr(module, name) if name in _NAMES else module
 
 
 def __dir__() -> list[str]:

@@ -23,10 +23,13 @@ from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command import spectra
 from saddlebook.errors import (
     CorruptError,
+    MachineError,
     SaddlebookError,
     UsageError,
     VerifyError,
+    lacks,
     one_of,
+    printable,
 )
 from saddlebook.experiment import SCALES, Experiment
 from saddlebook.store import Store
@@ -59,8 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SaddlebookError as error:
         if os.environ.get("SADDLEBOOK_DEBUG"):
             raise
-        print(f"saddlebook: {error}", file=sys.stderr)
+        print(f"saddlebook: {printable(error)}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"saddlebook: {lacks(error)}", file=sys.stderr)
+        return MachineError.exit_code
     except KeyboardInterrupt:
         print(
             "saddlebook: interrupted; what was finished is kept, the same command "
@@ -84,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", help="methods, such as CE,CE+DRW+SAM")
     status = _command(commands, "status", _status, "records done, missing, stale")
     _add_study(status, optional=True)
+    _add_data(status)
     status.add_argument("--work", default=runner.WORK)
     verify = _command(commands, "verify", _verify, "check every record")
     verify.add_argument("spectra", nargs="*", help="records of the spectra command")
@@ -109,14 +116,18 @@ def _command(commands: Any, name: str, action: Any, help_: str) -> Any:
     return command
 
 
+def _add_data(command: Any) -> None:
+    command.add_argument(
+        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
+        help="folder with images; default: SADDLEBOOK_DATA, else the cache folder",
+    )  # fmt: skip
+
+
 def _add_machine(command: Any) -> None:
     """What a command takes that trains."""
     add = command.add_argument
     add("--device", default="cpu", help="cpu, cuda (all there are) or cuda:N")
-    add(
-        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
-        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
-    )  # fmt: skip
+    _add_data(command)
     add("--work", default=runner.WORK, help="folder of checkpoints")
     add("--threads", type=int, default=1, help="of one run, on the CPU")
     add("--workers", type=int, default=1, help="processes on the CPU")
@@ -129,10 +140,6 @@ def _add_study(command: Any, optional: bool = False) -> None:
     command.add_argument("study", nargs=count, help=", ".join(studies.STUDIES))
     command.add_argument("--scale", default="full", help=", ".join(SCALES))
     command.add_argument("--results", default="results")
-    command.add_argument(
-        "--data", default=os.environ.get("SADDLEBOOK_DATA"),
-        help="folder with CIFAR; default: SADDLEBOOK_DATA, else the cache folder",
-    )  # fmt: skip
     command.add_argument("--dataset", default="", help="folder:NAME, your own images")
     command.add_argument("--seeds", help="such as 0,1,2; default: all of the study's")
 
@@ -143,7 +150,7 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
         | {"workers": getattr(options, "workers", 1)}
     )
     seeds = chosen_seeds(options.seeds) or None
-    names = [options.study] if options.study else list(studies.STUDIES)
+    names = [options.study] if options.study is not None else list(studies.STUDIES)
     of = (options.scale, seeds, options.dataset)
     chosen = [e for name in names for e in studies.named(name, *of)]
     if options.dataset:
@@ -164,7 +171,7 @@ def _run(options: argparse.Namespace) -> int:
     store = Store(Path(options.results) / options.scale)
     missing = store.missing(chosen)
     progress = runner.Progress.over(missing, show=not options.quiet and bool(missing))
-    places = {"results": options.results, "data_root": options.data}
+    places = {"results": options.results, "data_root": options.data or None}
     places |= {"work": options.work, "group": options.group, "watcher": progress}
     with progress.signals():
         try:
@@ -237,7 +244,7 @@ def _verify_spectra(paths: list[str]) -> int:
 
 
 def _spectra(options: argparse.Namespace) -> int:
-    return spectra.command(options, print)
+    return spectra.command(options, lambda text: print(printable(text)))
 
 
 def _reproduce(options: argparse.Namespace) -> int:
@@ -250,7 +257,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         only_plan=options.plan, show=not options.quiet,
         say=lambda line: print(line, flush=True),
         crew=workers.devices(options.device, options.workers),
-        data_root=options.data, work=options.work, threads=options.threads,
+        data_root=options.data or None, work=options.work, threads=options.threads,
         group=options.group,
     )  # fmt: skip
     if pages:

@@ -101,7 +101,23 @@ def explained(
         raise kind(f"{what} ({reason(error)}); {todo}") from error
 
 
+def printable(text: object) -> str:
+    """Text in which a terminal finds nothing to obey; lines stay."""
+    shown = (
+        c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(text)
+    )
+    return "".join(shown)
+
+
 def reason(error: BaseException) -> str:
     """An error of Python or of a library in at most one line."""
     text = getattr(error, "strerror", None) or str(error)
     return next(iter(str(text).splitlines()), "")[:200] or type(error).__name__
+
+
+def lacks(error: ModuleNotFoundError) -> str:
+    """Which package is not installed, and what installs it."""
+    return (
+        f"this needs {error.name}, which is not installed; run: "
+        "pip install 'saddlebook[book]'"
+    )

@@ -302,16 +302,21 @@ def _typed(name: str, default: Any, value: Any) -> Any:
         if not math.isfinite(number):
             raise ValueError
         return _whole(value) if isinstance(default, int) else number
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         kinds = {float: "finite float", type(None): "int"}
         kind = kinds.get(type(default), type(default).__name__)
-        raise UsageError(f"{name} {value!r} must be a {kind}") from error
+        shown = "is beyond 64 bits:" if _is_huge(value) else repr(value)[:80]
+        raise UsageError(f"{name} {shown} must be a {kind}") from error
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool | str) or int(value) != value:
+    if isinstance(value, bool | str) or int(value) != value or _is_huge(value):
         raise ValueError
     return int(value)
+
+
+def _is_huge(value: Any) -> bool:
+    return isinstance(value, int) and value.bit_length() > 63
 
 
 # How the lite setting was chosen, and what else was tried: DESIGN.md

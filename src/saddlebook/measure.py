@@ -20,7 +20,7 @@ from saddlebook.data import Dataset, padding, resize
 from saddlebook.disk import checkpoint
 from saddlebook.disk.files import dump_json, load_json, write_whole
 from saddlebook.disk.provenance import curvature_digest, is_current, numerics_digest
-from saddlebook.errors import Stopped
+from saddlebook.errors import CorruptError, Stopped, explained
 from saddlebook.experiment import Experiment
 from saddlebook.train.task import Task, objective, prepare
 
@@ -33,11 +33,11 @@ def plan(experiment: Experiment) -> list[dict[str, Any]]:
     """What is measured at ``experiment.spectra_at``, in order.
 
     Of a single epoch, and of own images: clean spectra of every class. Of several, as
-    in the dynamics figure: at every epoch, clean and as released, the rare half of the classes (all but
-    one); clean, the third class, and the first one at the ends and the switch. At the
-    last epoch also: clean spectra of all classes, the first and third as released, and
-    for a few classes the 2×2 table of causes, frozen augmentations, batch statistics,
-    held-out images, and the largest class cut to the size of the rarest.
+    in the dynamics figure: at every epoch, clean and as released, the rare half of the
+    classes (all but one); clean, the third class, and the first one at the ends and the
+    switch. At the last epoch also: clean spectra of all classes, the first and third as
+    released, and for a few classes the 2×2 table of causes, frozen augmentations, batch
+    statistics, held-out images, and the largest class cut to the size of the rarest.
     """
     epochs = experiment.spectra_at
     if not epochs:
@@ -184,14 +184,16 @@ def _kept(
     study are taken to be theirs, and noted, so that the next change of code counts.
     """
     found, limits = {}, {_name(i | {"limit": ""}): i["limit"] for i in wanted}
-    for item in load_json(file) if file.exists() else []:
-        if (now := origins.get(item["epoch"])) is None:
-            continue
-        item = {"limit": limits.get(_name(item | {"limit": ""})), "origin": now} | item
-        origin = item["origin"]
-        current = is_current(origin["numerics"], origin["curvature"])
-        if current and origin["weights"] == now["weights"]:
-            found[_name(item)] = item
+    with explained(f"{file} holds no spectra", "delete it and run again"):
+        for item in load_json(file) if file.exists() else []:
+            if (now := origins.get(item["epoch"])) is None:
+                continue
+            limit = limits.get(_name(item | {"limit": ""}))
+            item = {"limit": limit, "origin": now} | item
+            origin = item["origin"]
+            current = is_current(origin["numerics"], origin["curvature"])
+            if current and origin["weights"] == now["weights"]:
+                found[_name(item)] = item
     return found
 
 
@@ -248,9 +250,42 @@ def class_loss(
     return loss
 
 
+def trained(meta: Mapping[str, Any], name: str) -> Experiment:
+    """The experiment that a checkpoint or export belongs to.
+
+    Raises:
+        CorruptError: It names none, or an epoch that the experiment has not.
+    """
+    with explained(f"{name} names no experiment: it is no export", "export it again"):
+        experiment = Experiment.from_dict(meta["experiment"]).training
+        if meta["epoch"] not in range(experiment.epochs + 1):
+            raise ValueError(f"epoch {meta['epoch']!r} of {experiment.epochs}")
+        return experiment
+
+
 def load_model(experiment: Experiment, path: Path, device: str = "cpu") -> nn.Module:
-    """The network with exported weights, in eval mode."""
-    _, tensors = checkpoint.load(path)
+    """The network with exported weights, in eval mode.
+
+    Raises:
+        CorruptError: The file is damaged, or of another experiment.
+    """
+    meta, tensors = checkpoint.load(path)
+    if trained(meta, str(path)) != experiment.training:
+        raise CorruptError(
+            f"{path} is of another experiment than {experiment.slug}; delete it and "
+            "run the same command again"
+        )
+    return network(experiment, tensors, str(path)).to(device)
+
+
+def network(
+    experiment: Experiment, tensors: Mapping[str, Tensor], name: str
+) -> nn.Module:
+    """The same from tensors.
+
+    Raises:
+        CorruptError: They are not those of the network; with ``name``.
+    """
     model = models.build(
         experiment.model,
         experiment.num_classes,
@@ -258,6 +293,11 @@ def load_model(experiment: Experiment, path: Path, device: str = "cpu") -> nn.Mo
         experiment.loss == "ldam",
         experiment.seed,
     )
-    # the step counters of batch norm are not exported: nothing reads them
-    model.load_state_dict({k: t.float() for k, t in tensors.items()}, strict=False)
-    return model.eval().to(device)
+    with explained(f"{name} does not fit {experiment.model}", "export it again"):
+        given = {key: tensor.float() for key, tensor in tensors.items()}
+        lacking, unknown = model.load_state_dict(given, strict=False)
+        # the step counters of batch norm are not exported: nothing reads them
+        lacking = [key for key in lacking if not key.endswith("num_batches_tracked")]
+        if lacking or unknown:
+            raise ValueError(f"it lacks {lacking[:1]} and holds {unknown[:1]}")
+    return model.eval()

@@ -197,7 +197,8 @@ class SAM(torch.optim.Optimizer):
     ) -> Any:
         """Run ``closure`` at the weights and at the perturbed weights, and step.
 
-        Without a closure it is ``second_step``.
+        After a ``first_step`` the closure is the second pass alone (Lightning always
+        gives one, an empty one too); without a closure it is ``second_step``.
 
         Args:
             closure: Clears gradients, computes the loss, calls backward, returns it.
@@ -207,26 +208,27 @@ class SAM(torch.optim.Optimizer):
                 climb the mean gradient, which is SAM on the whole batch.
 
         Returns:
-            The loss of the first call.
+            What the first call returned.
 
         Raises:
             UsageError: Neither a closure nor a ``first_step`` before.
         """
         if closure is None:
             return self.second_step()
-        closure = torch.enable_grad()(closure)
-        # DDP decides in the forward pass whether gradients are exchanged
-        with local.no_sync() if local is not None else nullcontext():
-            loss = closure()
-        self.first_step()
+        closure, climbed = torch.enable_grad()(closure), bool(self._kept)
+        if not climbed:
+            # DDP decides in the forward pass whether gradients are exchanged
+            with local.no_sync() if local is not None else nullcontext():
+                loss = closure()
+            self.first_step()
         try:
             with frozen_statistics(freeze) if freeze is not None else nullcontext():
-                closure()
+                second = closure()
         except BaseException:
             self.restore()
             raise
         self.second_step()
-        return loss
+        return second if climbed else loss
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state (momentum too) and the groups, as it writes them.

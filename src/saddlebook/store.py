@@ -57,6 +57,7 @@ def find(
         precision: Instead of the scale's own.
     """
     wanted = list(experiments)
+    scale = scale or next((e.scale for e in wanted if e.scale != "full"), None)
     if scale is None:
         found = find(wanted, results, "full", precision)
         return found if not found.missing else find(wanted, results, "lite", precision)

@@ -215,6 +215,12 @@ def optimizers(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
     )
 
 
+def optimizers_cifar100(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
+    """The optimizer comparison on CIFAR-100-LT, noise as on CIFAR-10-LT."""
+    base = _drw("cifar100")
+    return _seeded([base, base | _PGD, base | _LPF, _drw_sam("cifar100")], seeds)
+
+
 def tuning(seeds: Sequence[int] = TUNING_SEEDS) -> list[Experiment]:
     """What is chosen before any reported run, on seeds that no table reports.
 
@@ -250,8 +256,8 @@ STUDIES: dict[str, Callable[..., list[Experiment]]] = {
     study.__name__: study
     for study in (
         table1, table1_cifar100, control, dynamics, rho_ablation, weight_decay,
-        sam_timing, bn_statistics, optimizers, tuning, curvature, vs_tuning,
-        wider_tuning, wider_decay, one_curve,
+        sam_timing, bn_statistics, optimizers, optimizers_cifar100, tuning, curvature,
+        vs_tuning, wider_tuning, wider_decay, one_curve,
     )
 }  # fmt: skip
 

@@ -111,7 +111,8 @@ def test_all_text_can_be_read(visit):
 
 _CUT = """() => {
   const edge = document.querySelector("article").getBoundingClientRect().right + 1;
-  return [...document.querySelectorAll("article :is(table, figure svg, .sb-widget svg)")]
+  const all = "article :is(table, figure svg, .sb-widget svg)";
+  return [...document.querySelectorAll(all)]
     .filter((el) => el.checkVisibility())
     .filter((el) => el.getBoundingClientRect().right > edge
       || el.parentElement.scrollWidth > el.parentElement.clientWidth + 1)

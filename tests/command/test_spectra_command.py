@@ -2,11 +2,14 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+import zipfile
 from argparse import Namespace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +20,14 @@ from torch import nn
 
 from saddlebook import data, models
 from saddlebook.__main__ import main
-from saddlebook.command import foreign
+from saddlebook.command import foreign, spectra
 from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command.spectra import _ticking
 from saddlebook.curvature import hessian
 from saddlebook.data import folders
+from saddlebook.disk import checkpoint
 from saddlebook.errors import CorruptError, UsageError
+from saddlebook.experiment import Experiment, at_scale
 from saddlebook.progress import Progress
 
 FACTORY = """
@@ -315,7 +320,7 @@ class TestCheckpoints:
     )
     def test_common_wrappings_come_off(self, tmp_path, wrap):
         path = saved(wrap(small().state_dict()), tmp_path / "w.pth")
-        found = foreign.fit(small(), foreign.state_dict(path), "w")
+        found = foreign.fit(small(), foreign.state_dict(path.read_bytes(), "w"), "w")
         for name, tensor in small().state_dict().items():
             torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-3,
                                        atol=1e-3)  # fmt: skip
@@ -352,10 +357,114 @@ class TestCheckpoints:
         path.write_bytes(b"nothing of the kind")
         told = {"checkpoint": path, "model": None}
         assert "damaged" in said(capsys, code=4, **told)
-        from saddlebook.disk import checkpoint
-
         checkpoint.save(path, {}, {"w": torch.zeros(2)})
         assert "no export" in said(capsys, code=4, **told)
+
+    def test_what_is_measured_is_what_is_hashed(self, here, monkeypatch):
+        """The file is another one as soon as it has been read."""
+        first = (here / "own.pth").read_bytes()
+        torch.manual_seed(1)
+        other = saved(nn.Sequential(*small()).state_dict(), here / "other.pth")
+        read = torch.load
+
+        def swapped(*arguments, **options):
+            (here / "own.pth").write_bytes(other.read_bytes())
+            return read(*arguments, **options)
+
+        monkeypatch.setattr(torch, "load", swapped)
+        assert run("--classes", "0") == 0
+        record = spectra_sheet.load("own-spectra.json")
+        assert record["of"]["weights"] == sha256(first).hexdigest()
+
+    @pytest.mark.parametrize(
+        "attack", ["stride", "zip bomb", "deep", "cyclic", "sparse"]
+    )
+    def test_a_checkpoint_that_attacks_its_reader_is_one_line(
+        self, here, capsys, attack
+    ):
+        path = here / "x.pth"
+        if attack == "stride":
+            wide = torch.ones(1).as_strided((3, 10**11), (0, 0))
+            saved(small().state_dict() | {"3.bias": wide}, path)
+        elif attack == "sparse":
+            saved(small().state_dict() | {"3.bias": torch.eye(9).to_sparse()}, path)
+        elif attack == "zip bomb":
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+                out.writestr("x/data.pkl", bytes(2**26))
+        else:
+            inner = {}
+            content = inner
+            for _ in range(200 if attack == "deep" else 3):
+                content = {"model": content}
+            if attack == "cyclic":
+                inner["model"] = content
+            saved(content, path)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        said(capsys, checkpoint=path, code=4)
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert after - before < 2**19  # KiB
+
+    @pytest.mark.parametrize("change", ["experiment", "epoch", "shape", "name", "list"])
+    def test_an_export_of_another_form_is_one_line(self, here, capsys, change):
+        exp = at_scale(Experiment(), "quick")
+        model = models.build("resnet8", 10, 4, False, 0)
+        meta = {"experiment": exp.to_dict(), "epoch": 10}
+        tensors = dict(model.state_dict())
+        if change == "experiment":
+            meta["experiment"] |= {"width": 5}
+        elif change == "epoch":
+            meta["epoch"] = 9999
+        elif change == "shape":
+            tensors["linear.bias"] = torch.zeros(3)
+        elif change == "name":
+            tensors["other"] = tensors.pop("linear.bias")
+        else:
+            meta = ["a list"]
+        checkpoint.save(here / "x.weights", meta, tensors)
+        said(capsys, checkpoint="x.weights", model=None, code=4)
+
+
+ESCAPES = [
+    "\x1b[31mred",
+    "$\\bad$",
+    "a\u202eb",
+    "<script>",
+    b"\xff\xfe".decode("utf8", "surrogateescape"),
+]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_class_name_obeys_nobody(here, capsys, name):
+    rows = np.random.default_rng(0).integers(0, 256, (10, 2, 8, 8, 3), dtype=np.uint8)
+    for number, pixels in enumerate(rows):
+        place = here / "photos" / (name if number == 3 else str(number))
+        place.mkdir(parents=True)
+        Image.fromarray(pixels[0]).save(place / "a.png")
+    number = str(sorted(os.listdir(here / "photos")).index(name))
+    assert run("--classes", number, where=here / "photos") == 0
+    shown = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    assert ET.fromstring(Path("own-spectra.svg").read_text()).tag.endswith("svg")
+    line = said(capsys, "--classes", name + "?", code=2, where=here / "photos")
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("change", ["of", "classes", "items", "name"])
+def test_a_spectra_record_of_another_form_is_one_line(here, capsys, change):
+    assert run("--classes", "0") == 0
+    content = json.loads(Path("own-spectra.json").read_text())
+    told, items = content["of"], content["classes"]
+    if change == "of":
+        told = ["a list"]
+    elif change == "classes":
+        items = 3
+    elif change == "items":
+        items = [{}]
+    else:
+        del items[0]["name"]
+    Path("own-spectra.json").write_bytes(spectra_sheet.to_bytes(told, items))
+    assert main(["verify", "own-spectra.json"]) == 9
+    said(capsys, "--classes", "0", code=4)
 
 
 class TestModels:
@@ -398,7 +507,6 @@ class TestOptions:
             (["--classes", "-1"], "no class '-1'"),
             (["--classes", "0,,2"], "no class ''"),
             (["--steps", "0"], "--steps 0 must be above 0"),
-            (["--steps", "100000"], "at most"),
             (["--batch-size", "0"], "must be above 0"),
             (["--limit", "-2"], "must be above 0"),
             (["--rtol", "nan"], "must be above 0"),
@@ -469,4 +577,66 @@ def test_options_have_a_name_in_the_subject():
     for name in subject._OURS[1:]:
         setattr(options, name, None)
     with pytest.raises(UsageError, match="says its own model; leave out --model"):
-        subject._exported(Path("x.weights"), options)
+        subject._exported("x.weights", b"", options)
+
+
+AVERAGED = torch.optim.swa_utils.AveragedModel
+WRAPPINGS = {
+    "averaged": lambda m: AVERAGED(m).state_dict(),
+    "a NumPy scalar": lambda m: {"state_dict": m.state_dict(), "best": np.float64(0.5)},
+    "options": lambda m: {"state_dict": m.state_dict(), "args": Namespace(lr=0.1)},
+    "a moving average beside": lambda m: {
+        "state_dict": {k: v * 0 for k, v in m.state_dict().items()},
+        "state_dict_ema": m.state_dict(),
+    },
+    "a compiled block": lambda m: {
+        k.replace("1.", "1._orig_mod."): v for k, v in m.state_dict().items()
+    },
+    "compiled in parallel": lambda m: {
+        "module._orig_mod." + k: v for k, v in m.state_dict().items()
+    },
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPINGS)
+def test_checkpoints_as_common_codes_write_them(kind, tmp_path):
+    path = saved(WRAPPINGS[kind](small()), tmp_path / "c.pth")
+    model = foreign.fit(
+        small(), foreign.state_dict(path.read_bytes(), "c.pth"), "c.pth"
+    )
+    for name, tensor in small().state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+def made_folders(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(root / path)
+    return str(root)
+
+
+def test_nested_images_are_found_as_torchvision_finds_them(tmp_path):
+    root = made_folders(
+        tmp_path, "ant/a.png", "ant/x/b.png", "ant/x/y/d.png", "b/c.png"
+    )
+    assert folders.find(root).sizes == (3, 1)
+
+
+def test_numbered_folders_whose_orders_differ_are_refused_until_one_is_given(tmp_path):
+    root = made_folders(tmp_path, "2/a.png", "10/a.png", "10/b.png")
+    with pytest.raises(UsageError, match="--class-order text"):
+        folders.find(root)
+    assert folders.find(root, class_order="text").class_names == ("10", "2")
+    assert folders.find(root, class_order="number").class_names == ("2", "10")
+    assert folders.find(root, class_order="number").sizes == (1, 2)
+
+
+def test_numbered_folders_of_one_order_need_no_word(tmp_path):
+    root = made_folders(tmp_path, "0/a.png", "1/a.png")
+    assert folders.find(root).class_names == ("0", "1")
+
+
+def test_a_class_is_meant_by_its_folder_s_name_before_its_number(tmp_path):
+    images = folders.find(made_folders(tmp_path, "1/a.png", "2/a.png", "3/a.png"))
+    assert spectra._class("2", images) == 1
+    assert spectra._class("0", images) == 0

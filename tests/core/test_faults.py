@@ -248,6 +248,43 @@ def test_a_forked_child_keeps_no_lock_of_its_parent(tmp_path):
         os.waitpid(child, 0)
 
 
+def test_a_module_of_the_current_folder_is_not_run_by_the_command(tmp_path):
+    for name in ("pandas", "torch", "numpy", "saddlebook", "PIL"):
+        Path(f"{name}.py").write_text("open('canary', 'w')")
+    code = "import sys; from saddlebook.__main__ import main; sys.exit(main())"
+    command = Path("bin/saddlebook")  # as pip writes it
+    write_whole(command, code.encode())
+    done = subprocess.run([sys.executable, command, *RUN], capture_output=True)
+    assert done.returncode == 0
+    assert not Path("canary").exists()
+
+
+def test_a_written_file_honours_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        write_whole(tmp_path / "private", b"x")
+        os.umask(0o022)
+        write_whole(tmp_path / "public", b"x")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / n).stat().st_mode & 0o777 for n in ("private", "public")]
+    assert modes == [0o600, 0o644]
+
+
+@pytest.mark.parametrize("digits", [25, 400, 3000, 9999])
+def test_a_record_with_a_number_of_many_digits_is_one_line(capsys, digits):
+    assert main(RUN) == 0
+    path = next(Path("results/quick").iterdir())
+    text = path.read_text()
+    for name in ("seed", "resumes"):
+        changed = text.replace(f'"{name}":0', f'"{name}":{digits * "7"}')
+        if changed != text:
+            path.write_text(changed)
+            capsys.readouterr()
+            code, line = failure(capsys, "verify")
+            assert (code, len(line) < 500) == (9, True)
+
+
 def long_run():
     """A real process in a run long enough to be interrupted, past its first epoch."""
     arguments = ["run", "weight_decay", "--scale", "quick", "--threads", "1"]

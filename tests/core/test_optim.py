@@ -158,6 +158,19 @@ def test_schedulers_and_replaced_groups_act_in_both_ways_of_stepping():
     assert w.tolist() == pytest.approx([0.9 * 0.99 * 0.999] * 2)
 
 
+def test_a_closure_after_first_step_is_the_second_pass():
+    ends = []
+    for climbed in (False, True):
+        w, _, closure = quadratic([1.0, 3.0], [1.0, 1.0])
+        stepper = optim.SAM([w], torch.optim.SGD, rho=0.5, lr=0.1)
+        if climbed:
+            closure()
+            stepper.first_step()
+        stepper.step(closure)
+        ends.append(w.tolist())
+    assert ends[0] == ends[1]
+
+
 def trained(base):
     model = network()
     kind, settings = BASES[base]

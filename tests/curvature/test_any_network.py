@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from saddlebook.curvature.hessian import class_spectra, spectrum
-from saddlebook.errors import UsageError
+from saddlebook.errors import ResourceError, UsageError
 
 CE = nn.CrossEntropyLoss()
 LABELS = torch.arange(12) % 3
@@ -334,3 +334,9 @@ def test_a_label_per_pixel():
 def test_more_steps_than_parameters_are_as_many_as_there_are():
     found = spectrum(nn.Linear(2, 3), CE, torch.randn(9, 2), LABELS[:9])
     assert found.steps <= 9
+
+
+def test_a_basis_that_does_not_fit_is_said_with_its_size(monkeypatch):
+    monkeypatch.setattr("saddlebook.curvature.recurrence._free", lambda device: 2**20)
+    with pytest.raises(ResourceError, match=r"100 Lanczos steps .* 3,003 parameters"):
+        spectrum(nn.Linear(1000, 3), CE, torch.randn(9, 1000), LABELS[:9])

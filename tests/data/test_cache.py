@@ -2,12 +2,14 @@
 
 import os
 import tempfile
+from hashlib import sha256
 
 import pytest
 import torch
 from copies import write_parquet
 
 from saddlebook import data
+from saddlebook.errors import DataError
 
 
 def test_images_are_decoded_once(tmp_path):
@@ -47,11 +49,27 @@ def test_a_cache_that_cannot_be_written_costs_time_and_a_warning_only(tmp_path):
     assert len(loaded.train_labels) == 50
 
 
-def test_without_a_home_images_are_cached_in_the_temporary_folder(
+def test_without_a_home_nothing_is_kept_where_others_could_put_it(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     root = write_parquet(tmp_path / "data")
     loaded = data.load("cifar10", root, cache="~no_such_user/cache")
     assert len(loaded.train_labels) == 50
-    assert len(list((tmp_path / "temporary").rglob("*.images"))) == 1
+    assert not (tmp_path / "temporary").exists()
+    with pytest.raises(DataError, match="no home folder"):
+        data.load("cifar10", cache="~no_such_user/cache")
+
+
+def test_a_cache_that_is_no_cache_is_decoded_again(tmp_path):
+    root, cache = write_parquet(tmp_path / "data"), tmp_path / "cache"
+    first = data.load("cifar10", root, cache=cache)
+    (file,) = cache.iterdir()
+    for header in (b"[]", b"{}", 5000 * b"[", b'{"digest": 1, "shapes": [[-1], 2]}'):
+        rest = header + b"\n" + bytes(99)
+        start = file.read_bytes().split(b"\n")[0][:-64]
+        file.write_bytes(start + sha256(rest).hexdigest().encode() + b"\n" + rest)
+        assert data.load("cifar10", root, cache=cache).digest == first.digest
+    file.unlink()
+    os.mkfifo(file)
+    assert data.load("cifar10", root, cache=cache).digest == first.digest

@@ -138,7 +138,7 @@ def test_every_hypothesis_stands_in_the_docstring_of_a_study():
     texts = " ".join(str(study.__doc__) for study in studies.STUDIES.values())
     stated = re.findall(r"Hypothesis \((\w+)\)", texts)
     later = [
-        c.name for f in (hypotheses.wider, hypotheses.one_curve) for c in f().claims
+        c.name for f in (hypotheses.wider, hypotheses.curve_family) for c in f().claims
     ]
     assert sorted(stated) == sorted([*FAMILY, "ii", *later])
 
@@ -163,7 +163,7 @@ def curve(**away):
         run = made(exp, 50.0, tail + noise)
         run.per_class["train_loss"][:] = [loss] * 10
         runs.append(run)
-    found = claims.judge(hypotheses.one_curve(), runs).set_index("claim")
+    found = claims.judge(hypotheses.curve_family(), runs).set_index("claim")
     return found["word"].to_dict()
 
 

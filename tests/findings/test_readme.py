@@ -39,7 +39,7 @@ def test_every_claim_has_one_line_and_one_verdict(found):
 
 
 def test_the_numbers_are_those_of_the_records(found):
-    runs = findings.present(studies.named("table1", "lite"), ROOT / "results")
+    runs = Store(ROOT / "results/lite").records(studies.named("table1", "lite"))
     tail = {(r.experiment.method, r.experiment.seed): r.accuracy.tail for r in runs}
     gains = [
         tail["CE+DRW+SAM", seed] - tail["CE+DRW", seed] for seed in (0, 1, 2, 3, 4)

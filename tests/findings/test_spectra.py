@@ -257,7 +257,7 @@ def test_claims_read_cells_that_the_plan_measures():
     exp = at_scale(studies.dynamics(seeds=(0,))[0], "lite")
     stage = curvature.stages(exp)
     known = {(stage[i["epoch"]], i["class"], i["mode"]) for i in measure.plan(exp)}
-    for family in (spectra_claims.curvature(), spectra_claims.schedule()):
+    for family in (spectra_claims.curvature_family(), spectra_claims.schedule_family()):
         for claim in family.claims:
             ((part,),) = claim.alternatives
             for cell in filter(None, (part.more, part.less)):

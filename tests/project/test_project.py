@@ -39,7 +39,9 @@ def test_no_notebook_weights_or_large_file_is_in_the_project():
     assert len(TRACKED) > 30
     assert [p for p in TRACKED if p.suffix.lstrip(".") in NOT_OURS] == []
     large = [p for p in TEXTS if p.stat().st_size > 200_000]
-    assert large == []
+    assert large == [
+        ROOT / "requirements.lock"
+    ]  # hashes of every file for every system
 
 
 def test_no_file_names_a_machine():
@@ -151,6 +153,16 @@ def test_every_requirement_is_pinned_and_installed_as_pinned():
     assert wrong == {}
 
 
+def test_everything_that_is_installed_has_its_version_and_hashes():
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text
+    entries = re.split(r"\n(?=\S)", text.strip())
+    locked = [re.match(r"([\w.-]+)==([^ ]+)", entry).groups() for entry in entries]
+    for name, pin in pins().items():
+        assert (name.lower().replace("_", "-"), pin) in locked
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+
+
 # Names on the registry that are imported, or run, under another one
 USED_AS = {
     "scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml",
@@ -160,7 +172,8 @@ USED_AS = {
     "sphinxcontrib-bibtex": "bibtex_bibfiles", "ipykernel": "python3",
     "ipython": "IPython", "curvlinops-for-pytorch": "curvlinops",
     "hessian-eigenthings": "hessian_eigenthings", "nbmake": "--nbmake",
-    "pandas-stubs": "import pandas",
+    "pandas-stubs": "import pandas", "setuptools": "--no-build-isolation",
+    "pip": "-m pip install",
 }  # fmt: skip
 
 
@@ -202,10 +215,8 @@ def test_make_help_names_every_target():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     listed = re.findall(r"^make (\w+)", done.stdout, re.M)
-    wanted = (
-        "help setup lint type test quick lite full book lab serve bench check clean"
-    )
-    assert listed == wanted.split()
+    wanted = "help setup lint type test quick lite full book lab serve bench faults"
+    assert listed == [*wanted.split(), "check", "clean"]
 
 
 def test_the_book_loads_nothing_from_outside():

@@ -1,12 +1,14 @@
 """What travels to a GPU machine and back: packed, run, stopped, continued, taken in."""
 
 import json
+import lzma
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ TOOLS = Path(__file__).parents[2] / "benchmarks/gpu"
 sys.path.append(str(TOOLS))
 import bundle  # noqa: E402
 import fetch  # noqa: E402
+import item  # noqa: E402
 import pack  # noqa: E402
 import run  # noqa: E402
 import send  # noqa: E402
@@ -222,7 +225,7 @@ def altered(folder, change):
     (path,) = folder.glob("part*.zip")
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in change(files).items():
             archive.writestr(name, content)
 
@@ -237,6 +240,12 @@ def test_what_comes_back_damaged_or_foreign_is_refused(back, monkeypatch, capsys
         },
         "outside": lambda f: {**f, "work/../escaped": b"x"},
         "absolute": lambda f: {**f, "/escaped": b"x"},
+        "bomb": lambda f: {**f, record: bytes(2**29)},
+        "lock": lambda f: {**f, f"work/{CONTROL[0].slug}.lock/latest.ckpt": b"x"},
+        "other run": lambda f: {**f, f"work/{CONTROL[1].slug}/latest.ckpt": b"x"},
+        "item": lambda f: {**f, "item.json": b"[]"},
+        "deep item": lambda f: {**f, "item.json": 9999 * b"["},
+        "no item": lambda f: {n: f[n] for n in f if n != "item.json"},
     }  # fmt: skip
     for change in changes.values():
         (back / "part0.zip").write_bytes(whole)
@@ -269,18 +278,67 @@ def test_where_no_repository_is_the_commit_that_was_sent_is_noted(back, monkeypa
 
 
 def test_what_is_further_on_stays(tmp_path):
-    def state(epoch):
-        return checkpoint.encoded({"epoch": epoch}, {"weights": torch.ones(2)})
+    slug = CONTROL[0].slug
+    name, meta = f"work/{slug}/latest.ckpt", {"experiment": CONTROL[0].to_dict()}
+
+    def take(epoch, **other):
+        state = checkpoint.encoded(
+            meta | {"epoch": epoch} | other, {"w": torch.ones(2)}
+        )
+        bundle.install({name: state}, {}, tmp_path, tmp_path)
 
     for first, second in ((3, 5), (5, 3), (5, 5)):
-        for epoch in (first, second):
-            files = {"work/run/latest.ckpt": state(epoch)}
-            bundle.install(files, {}, tmp_path, tmp_path)
-        assert checkpoint.load(tmp_path / "run/latest.ckpt")[0]["epoch"] == 5
-        assert len(list((tmp_path / "run").iterdir())) == 1
+        take(first)
+        take(second)
+        assert checkpoint.load(tmp_path / slug / "latest.ckpt")[0]["epoch"] == 5
+        assert len(list((tmp_path / slug).iterdir())) == 1
+    for epoch, other, message in (
+        (10, {"experiment": CONTROL[1].to_dict()}, "another run"),
+        (9999, {}, "9999 of 10"),
+        ("9", {}, "'9' of 10"),
+        (9, {"experiment": None}, "names no experiment"),
+    ):
+        with pytest.raises(CorruptError, match=message):
+            take(epoch, **other)
     with pytest.raises(CorruptError, match="damaged"):
-        bundle.install({"work/run/latest.ckpt": b"cut"}, {}, tmp_path, tmp_path)
-    assert checkpoint.load(tmp_path / "run/latest.ckpt")[0]["epoch"] == 5
+        bundle.install({name: b"cut"}, {}, tmp_path, tmp_path)
+    assert checkpoint.load(tmp_path / slug / "latest.ckpt")[0]["epoch"] == 5
+
+
+HEADERS = [
+    b"[]", b"{}", 3000 * b"[", b"\xff", b'{"format": "saddlebook pack 1"}',
+    b'{"format": "saddlebook pack 1", "counts": [9, 9, 9], "pixels": 1e9}',
+    b'{"format": "saddlebook pack 1", "counts": [1000000000, 1, 1], "pixels": 32}',
+    b'{"format": "saddlebook pack 1", "counts": [9, 9, 9], "pixels": 32}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_pack_that_attacks_its_reader_is_refused_at_no_cost(tmp_path, header):
+    path = tmp_path / "x.pack"
+    path.write_bytes(header + b"\n" + lzma.compress(bytes(2**27), preset=0))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="not a whole pack"):
+        pack.read(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"3", b"{}", 3000 * b"[", b'{"experiments": 3, "keep": []}', b""]
+)
+def test_an_item_that_says_nothing_is_one_line(monkeypatch, capsys, content):
+    write_whole(Path(".gpu/item.json"), content)
+    assert call(monkeypatch, run, *there("bare")) == 4
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_what_another_call_gave_is_not_overwritten(back, monkeypatch, capsys):
+    whole = (back / "part0.zip").read_bytes()
+    assert sent(monkeypatch, "--methods", CONTROL[1].method) == 0
+    assert call(monkeypatch, run, *there("machine")) == 2
+    assert "another call" in capsys.readouterr().err
+    assert (back / "part0.zip").read_bytes() == whole
 
 
 def test_runs_without_room_stay_here(monkeypatch, capsys):
@@ -310,21 +368,41 @@ def test_what_cannot_be_sent_is_one_line(words, code, monkeypatch, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_the_commands_of_the_list_of_runs_can_be_pasted():
+def test_the_items_are_listed_fit_ten_minutes_and_cover_the_claims():
     text = (TOOLS.parent / "GPU_RUNS.md").read_text()
-    commands = [line[4:] for line in text.splitlines() if line.startswith("    ")]
-    assert max(map(len, commands)) <= 2000
     wanted = set()
-    for command in commands:
-        _, tool, *words = shlex.split(command)[command.startswith("PYTHONPATH") :]
-        if tool == "-u":
-            tool, *words = words
-        assert (TOOLS.parents[1] / tool).is_file()
-        if "send.py" in tool and "STUDY" not in words:
-            wanted |= set(send.chosen(send.parser().parse_args(words)))
-    in_it = ("table1", "rho_ablation", "sam_timing", "bn_statistics", "weight_decay")
+    for name in item.ITEMS:
+        assert f"`{name}`" in text
+        runs = item.left(name)  # in an empty folder: all of them
+        assert 0 < item.minutes(runs) <= 10, name
+        assert len({e.dataset for e in runs}) == 1  # a call carries one
+        wanted |= set(runs)
+    in_it = ("rho_ablation", "sam_timing", "bn_statistics", "optimizers")
     needed = {e for name in in_it for e in studies.named(name, seeds=[0])}
-    assert needed <= wanted
+    there = studies.named("table1", seeds=[0])
+    assert needed <= wanted | set(there)
+    for command in (line[4:] for line in text.splitlines() if line.startswith("    ")):
+        _, tool, *_ = shlex.split(
+            command.replace("PYTHONPATH=src ", "").replace("-u ", "")
+        )
+        assert (TOOLS.parents[1] / tool).is_file()
+
+
+@pytest.mark.parametrize("there", [None, "sh -c '{run} --device cpu --group 1'"])
+def test_an_item_goes_from_sending_to_taking_in(there, monkeypatch, capsys):
+    words = "control --scale quick --seeds 0 --methods 'CE+DRW wd=0.001'"
+    monkeypatch.setitem(item.ITEMS, "toy", words)
+    monkeypatch.chdir(Path.cwd())
+    Path("benchmarks").symlink_to(TOOLS.parents[0])
+    Path("src").symlink_to(TOOLS.parents[1] / "src")
+    arguments = ["toy", *(["--there", there] if there else [])]
+    code = call(monkeypatch, item, *arguments)
+    if there is None and not torch.cuda.is_available():
+        assert code == 6  # no GPU: said, and nothing is lost
+        return
+    assert code == 0
+    assert "toy is done" in capsys.readouterr().out
+    assert len(Store("results/quick").records()) == 1
 
 
 def test_a_call_without_its_folder_or_pack_is_one_line(monkeypatch, capsys):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from saddlebook import studies
-from saddlebook.experiment import Experiment, at_scale
-from saddlebook.findings import claims
+from saddlebook.experiment import Experiment
+from saddlebook.findings import claims, readme
 from saddlebook.store import Found, Store
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def gather(
     return {name: some.records for name, some in found.items()}
 
 
-def dynamics(page: Page) -> list[Record]:
+def with_spectra(page: Page) -> list[Record]:
     """Records with spectra that are there; at ``quick`` the first seed is trained."""
     if page.scale == "quick":
         return page.records(studies.dynamics(seeds=(0,)))
@@ -58,9 +58,9 @@ def every(
         return []
     there = Store(page.results / scale).records()
     reported = [r for r in there if r.experiment.seed in studies.SEEDS]
-    found = {r.experiment: r for r in choose(reported)}
-    page.present(list(found))
-    return list(found.values())
+    found = choose(reported)
+    page.cite(found)
+    return found
 
 
 def verdicts(page: Page, *families: Family) -> pd.DataFrame:
@@ -70,10 +70,9 @@ def verdicts(page: Page, *families: Family) -> pd.DataFrame:
     """
     parts = []
     for family in families:
-        wanted = [at_scale(e, page.scale) for e in family.experiments("full")]
-        better = family.experiments("full") if page.scale == "lite" else []
-        some = page.present([*better, *wanted])
-        parts.append(claims.judge(family, some, page.scale))
+        runs = readme.present(family, page.scale, page.results)
+        page.cite(runs)
+        parts.append(claims.judge(family, runs, page.scale))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -23,10 +23,10 @@ from saddlebook.book.making import make
 from saddlebook.book.parameters import PARAMETERS, check_injected, check_types
 from saddlebook.book.sheets import badge, fitting, markup, word_of
 from saddlebook.errors import LockedError, UsageError
-from saddlebook.experiment import SCALES, Experiment, at_scale
+from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import claims
 from saddlebook.findings.wording import typeset
-from saddlebook.store import RESULTS, Found, Store, find, lacking
+from saddlebook.store import RESULTS, Found, find, lacking
 from saddlebook.studies import chosen_seeds
 
 if TYPE_CHECKING:
@@ -119,24 +119,15 @@ class Page:
 
     def show_records(self, found: Sequence[Record]) -> None:
         """Name records in the footer, and say their number and scales in a line."""
-        self._shown |= {record.experiment: record for record in found}
+        self.cite(found)
         by_scale = Counter(record.experiment.scale for record in found)
         for scale, count in by_scale.items():
             note = f"{count} records at {scale} scale: {_SCALE_NOTES[scale]}."
             _show(f'<p class="sb-note">{html.escape(note)}</p>', note)
 
-    def present(self, experiments: Sequence[Experiment]) -> list[Record]:
-        """Records of some experiments, each at its own scale, as far as they are there.
-
-        They stand in the footer. At ``quick`` nothing is trained.
-        """
-        found: list[Record] = []
-        for scale in SCALES:
-            store = Store(self.results / scale)
-            wanted = (exp for exp in experiments if exp.scale == scale)
-            found += filter(None, map(store.get, wanted))
+    def cite(self, found: Sequence[Record]) -> None:
+        """Name records in the footer."""
         self._shown |= {record.experiment: record for record in found}
-        return found
 
     def found(
         self, groups: Mapping[str, Sequence[Experiment]], scale: str | None = None

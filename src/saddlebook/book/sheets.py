@@ -18,7 +18,7 @@ _MOST_COLUMNS = 6  # of a table, in a window of 1280 px
 
 
 def fitting(frame: Any) -> tuple[Any, int]:
-    """Columns that fit a window, few rows turned; how many, if these are not all."""
+    """The columns that fit a window, few rows turned; how many, if not all do."""
     names = frame.index.nlevels if frame.index.names != [None] else 1
     room = _MOST_COLUMNS - names
     if len(frame.columns) > room and len(frame) < _MOST_COLUMNS and names == 1:

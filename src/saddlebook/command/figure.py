@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from saddlebook.errors import printable
 from saddlebook.figures import density as curvature_density
 from saddlebook.figures import style as svg
 
@@ -28,7 +29,8 @@ def densities(items: list[dict[str, Any]]) -> bytes:
     for ax, item in zip(axes, shown, strict=False):
         known = "" if all(item["converged"]) else " (ends unconverged)"
         _panel(item, ax)
-        ax.set_title(f"class {item['class']} {item['name']}{known}")
+        name = f"class {item['class']} {printable(item['name'])}{known}"
+        ax.set_title(name, parse_math=False)
     for ax in axes[len(shown) :]:
         ax.remove()
     axes[0].set_ylabel("share of eigenvalues a decade")

@@ -5,72 +5,100 @@ Knows files and modules; no image and no loss.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
+import io
+import os
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from saddlebook import models
-from saddlebook.errors import CorruptError, MachineError, UsageError, nearest
+from saddlebook.errors import CorruptError, MachineError, UsageError, nearest, reason
 
 # Where a state dict lies in the files of common training codes, and what is put before
 # its names by DataParallel, torch.compile and Lightning
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_WRAPPERS = (
+    "state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net",
+    "network", "weights",
+)  # fmt: skip
+_PREFIXES = ("module.", "model.", "net.", "network.")
 _COUNTERS = "num_batches_tracked"  # of batch norm; nothing measured reads them
+# What common codes keep beside the weights; plain values, none of them runs code.
+# NumPy moved its maker of scalars: both names stand in files
+_SCALAR = np.float64(0).__reduce__()[0]
+_PLAIN: list[Any] = [
+    argparse.Namespace, np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"),
+    *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
+]  # fmt: skip
 
 
-def state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name from a ``.pt`` or ``.pth`` file, unwrapped.
+def state_dict(content: bytes, name: str) -> dict[str, Tensor]:
+    """Tensors by name from the bytes of a ``.pt`` or ``.pth`` file, unwrapped.
 
-    Only tensors and plain values are read (``weights_only=True``): a file that names
-    anything else is refused, and nothing in it runs.
+    Only tensors and plain values are read (``weights_only=True``), NumPy's scalars and
+    ``argparse.Namespace`` among them: a file that names anything else is refused, and
+    nothing in it runs. Of averaged weights beside others the averaged ones are taken.
 
     Raises:
-        CorruptError: Not there, no such file, or more than tensors in it.
+        CorruptError: No such file, or more than tensors in it; with ``name``.
     """
-    content = _loaded(Path(path))
-    tensors = _unwrapped(content)
+    try:
+        loaded = _loaded(content)
+        tensors = _unwrapped(loaded)
+        _check_sizes(tensors)
+    except Exception as error:  # a damaged pickle raises anything at all
+        raise CorruptError(_refused(name, error)) from error
     if not tensors:
-        held = sorted(map(str, content)) if isinstance(content, Mapping) else []
+        held = sorted(map(str, loaded)) if isinstance(loaded, Mapping) else []
         raise CorruptError(
-            f"{path} holds no state dict ({', '.join(held[:8]) or type(content)}); "
+            f"{name} holds no state dict ({', '.join(held[:8]) or type(loaded)}); "
             "save model.state_dict()"
         )
     return tensors
 
 
-def _loaded(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            start = file.read(200)
-        if start.lstrip().startswith(b"<"):
-            raise CorruptError(
-                f"{path} is a web page: the server answered with HTML instead of the "
-                "file; delete it and download it again"
-            )
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CorruptError(f"cannot read {path} ({error.strerror})") from error
-    except CorruptError:
-        raise
-    except Exception as error:  # a damaged pickle raises anything at all
-        raise CorruptError(_refused(path, error)) from error
+def _loaded(content: bytes) -> Any:
+    if content[:200].lstrip().startswith(b"<"):
+        raise ValueError(
+            "a web page: the server answered with HTML instead of the file"
+        )
+    file = io.BytesIO(content)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if sum(m.file_size for m in archive.infolist()) > len(content):
+                raise ValueError("it claims more than it holds")
+            if damaged := archive.testzip():  # PyTorch does not look
+                raise ValueError(f"{damaged} is not what was written")
+    file.seek(0)
+    with torch.serialization.safe_globals(_PLAIN):
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _refused(path: Path, error: Exception) -> str:
+def _check_sizes(tensors: Mapping[str, Tensor]) -> None:
+    """A tensor may claim any shape on a few numbers, which a copy would fill."""
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < size:
+            raise ValueError(f"{name[:99]} claims more numbers than it holds")
+
+
+def _refused(path: str, error: Exception) -> str:
     if named := re.search(r"GLOBAL (\S+)", str(error)):
         return (
             f"{path} names code ({named[1]}), and code in a checkpoint is never run; "
             "save model.state_dict() alone"
         )
     return (
-        f"{path} is damaged or no PyTorch checkpoint ({_first(error)}); save it again"
+        f"{path} is damaged or no PyTorch checkpoint ({reason(error)}); save it again"
     )
 
 
@@ -81,7 +109,12 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
     for name in _WRAPPERS:
         if inner := _unwrapped(content.get(name)):
             return inner
-    return {str(k): t for k, t in content.items() if isinstance(t, Tensor)}
+    # torch.compile puts its mark before a network's names, or a block's
+    return {
+        str(k).replace("_orig_mod.", ""): t
+        for k, t in content.items()
+        if isinstance(t, Tensor) and not str(k).endswith("n_averaged")
+    }
 
 
 def network(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -145,11 +178,12 @@ def _torchvision(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
 def _made(name: str) -> nn.Module:
     module, _, function = name.partition(":")
     try:
-        imported = importlib.import_module(module)
+        with _current_folder():
+            imported = importlib.import_module(module)
     except Exception as error:  # whatever the user's module does
         raise UsageError(
-            f"--model {name}: {module!r} cannot be imported ({_first(error)}); run "
-            "from the folder that holds it"
+            f"--model {name}: {module!r} cannot be imported ({_named_error(error)}); "
+            "run from the folder that holds it"
         ) from error
     make = getattr(imported, function, None)
     if not callable(make):
@@ -161,15 +195,25 @@ def _made(name: str) -> nn.Module:
     try:
         made = make()
     except Exception as error:
-        raise UsageError(f"--model {name} failed: {_first(error)}") from error
+        raise UsageError(f"--model {name} failed: {_named_error(error)}") from error
     if not isinstance(made, nn.Module):
         raise UsageError(f"--model {name} gave a {type(made).__name__}, no nn.Module")
     return made
 
 
-def _first(error: Exception) -> str:
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:120]}"
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Where the user's module lies; Python looks there for nothing else of ours."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _named_error(error: Exception) -> str:
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 def fit(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 
 from saddlebook.disk.files import dump_json, load_json, sha256
 from saddlebook.disk.provenance import is_current
-from saddlebook.errors import CorruptError, UsageError
+from saddlebook.errors import CorruptError, UsageError, explained
 
 SCHEMA = "saddlebook spectra 1"
 _HEAD = ("class", "images", "λmin", "λmax", "|λmin/λmax|", "trace", "loss", "‖∇loss‖")
@@ -34,11 +34,13 @@ def load(path: str | Path) -> dict[str, Any]:
         CorruptError: Damaged, edited, or another kind of file.
     """
     content = load_json(path)
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise CorruptError(f"{path} is no record of the spectra command")
-    if content.pop("digest", None) != sha256(dump_json(content)):
-        raise CorruptError(f"{path}: digest mismatch, it was edited or damaged")
-    return content
+    with explained(f"{path} is no record of the spectra command", "move it away"):
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']!r}")
+        if content.pop("digest", None) != sha256(dump_json(content)):
+            raise CorruptError(f"{path}: digest mismatch, it was edited or damaged")
+        table(content["classes"])  # holds all that is shown
+        return content | {"of": dict(content["of"])}
 
 
 def resumed(path: Path, told: dict[str, Any]) -> dict[int, dict[str, Any]]:

@@ -52,9 +52,16 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--imbalance-factor", type=float, help="cut to the published long tail")
     add("--max-count", type=int, help="images of the largest class")
     add("--image-size", type=int, help="pixels")
+    add("--class-order", choices=("text", "number"), help="of numbered class folders")
+    add("--output", help="which of several outputs are the logits: number or name")
     add("--held-out", action="store_true", help="the test images")
     add("--limit", type=int, help="at most so many images of a class, drawn by --seed")
-    add("--steps", type=int, default=100, help="most Lanczos steps")
+    add(
+        "--steps",
+        type=int,
+        default=100,
+        help="most Lanczos steps; memory is steps times parameters",
+    )
     add("--rtol", type=float, default=1e-3, help="stop at this accuracy of both ends")
     add("--seed", type=int, default=0)
     add("--batch-size", type=int, help="images at a time; fewer take less memory")
@@ -133,8 +140,9 @@ def _classes(text: str | None, images: Images) -> list[int]:
 
 def _class(part: str, images: Images) -> int:
     names = images.class_names
+    # a name comes first: folders may be named by other numbers than their labels
     number = int(part) if part.isdecimal() else -1
-    if number < 0 and part in names:
+    if part in names:
         number = names.index(part)
     if not 0 <= number < len(names):
         hint = "" if part.isdecimal() else nearest(part, names)
@@ -176,7 +184,11 @@ def _measured(
     x = chosen.inputs(number, order[: options.limit].sort().values)
     y = torch.full((len(x),), number)
     settings = {name: getattr(options, name) for name in _NUMERICS}
-    problem = Problem(chosen.model, chosen.loss, x, y, options.batch_size)
+    output = options.output
+    output = int(output) if output and output.isdecimal() else output
+    problem = Problem(
+        chosen.model, chosen.loss, x, y, options.batch_size, output=output
+    )
     found, product, _ = solve(problem, progress=tick, **settings)
     return (
         {"class": number, "name": images.class_names[number], "images": len(x)}

@@ -19,9 +19,8 @@ from saddlebook.curvature.problem import Loss
 from saddlebook.data import folders, sources
 from saddlebook.data.folders import Images
 from saddlebook.disk import checkpoint
-from saddlebook.disk.files import sha256
-from saddlebook.errors import CorruptError, UsageError, one_of
-from saddlebook.experiment import Experiment
+from saddlebook.disk.files import read_whole, sha256
+from saddlebook.errors import UsageError, explained, one_of
 from saddlebook.losses import LDAMLoss, VSLoss
 
 # Mean and standard deviation of the colours a network was trained with
@@ -37,6 +36,7 @@ LOSSES: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
 }
 _CUT = ("imbalance_factor", "max_count", "image_size")
 _OURS = ("model", "loss", "normalise", *_CUT)  # an export says these itself
+_MOST = 2**34  # bytes of a checkpoint
 _SHARED = ("held_out", "limit", "seed", "rtol", "precision")
 
 
@@ -75,27 +75,29 @@ def build(options: argparse.Namespace) -> Subject:
         used; DataError: images that cannot be read.
     """
     path = Path(options.checkpoint)
-    subject = (_exported if path.suffix == ".weights" else _foreign)(path, options)
+    with explained(f"cannot read {path}", "name a checkpoint"):
+        content = read_whole(path, _MOST)  # once: what is measured is what is hashed
+    made = _exported if path.suffix == ".weights" else _foreign
+    subject = made(path.name, content, options)
     told = {name: getattr(options, name) for name in _SHARED}
-    told |= {"checkpoint": path.name, "weights": sha256(path.read_bytes())}
+    told |= {"checkpoint": path.name, "weights": sha256(content)}
     told |= {"data": subject.images.name, "images": subject.images.digest}
     subject.model.to(options.device)
     return subject._replace(told=told | subject.told)
 
 
-def _exported(path: Path, options: argparse.Namespace) -> Subject:
+def _exported(file: str, content: bytes, options: argparse.Namespace) -> Subject:
     """Weights of a run of ours, which say how they were trained."""
     if given := [name for name in _OURS if getattr(options, name) is not None]:
         raise UsageError(
-            f"{path.name} says its own {given[0].replace('_', ' ')}; leave out "
+            f"{file} says its own {given[0].replace('_', ' ')}; leave out "
             f"--{given[0].replace('_', '-')}"
         )
-    exp = _experiment(path)
+    meta, tensors = checkpoint.decoded(content, file)
+    exp = measure.trained(meta, file)
     named = options.data in sources.CLASS_NAMES
     if named and options.data != exp.dataset:
-        raise UsageError(
-            f"{path.name} was trained on {exp.dataset}, not {options.data}"
-        )
+        raise UsageError(f"{file} was trained on {exp.dataset}, not {options.data}")
     dataset = data.load(exp.dataset, options.root if named else options.data)
     images = folders.of_dataset(
         dataset,
@@ -105,22 +107,12 @@ def _exported(path: Path, options: argparse.Namespace) -> Subject:
         held_out=options.held_out,
         image_size=exp.image_size,
     )
-    model = measure.load_model(exp, path)
+    model = measure.network(exp, tensors, file)
     loss = measure.class_loss(exp, images.counts)
     return Subject(model, loss, images, "cifar", {"experiment": exp.to_dict()})
 
 
-def _experiment(path: Path) -> Experiment:
-    try:
-        meta, _ = checkpoint.load(path)
-        return Experiment.from_dict(meta["experiment"])
-    except OSError as error:
-        raise CorruptError(f"cannot read {path} ({error.strerror})") from error
-    except KeyError as error:
-        raise CorruptError(f"{path} names no experiment: it is no export") from error
-
-
-def _foreign(path: Path, options: argparse.Namespace) -> Subject:
+def _foreign(file: str, content: bytes, options: argparse.Namespace) -> Subject:
     """Weights from anywhere else."""
     name = options.model
     if not name:
@@ -131,11 +123,15 @@ def _foreign(path: Path, options: argparse.Namespace) -> Subject:
     loss = options.loss or "ce"
     one_of("normalise", colours, COLOURS)
     one_of("loss", loss, LOSSES)
-    tensors = foreign.state_dict(path)
-    model = foreign.network(name, tensors)
-    foreign.fit(model, tensors, f"{path.name} as {name}")
+    tensors = foreign.state_dict(content, file)
+    with explained(f"{file} does not fit {name}", "name the model that it is of"):
+        model = foreign.network(name, tensors)
+        foreign.fit(model, tensors, f"{file} as {name}")
     cut = {name: getattr(options, name) for name in _CUT}
-    images = folders.find(options.data, options.root, held_out=options.held_out, **cut)
+    images = folders.find(
+        options.data, options.root, held_out=options.held_out,
+        class_order=options.class_order, **cut,
+    )  # fmt: skip
     told = {"model": name, "loss": loss, "normalise": colours} | cut
     return Subject(model, _sized(loss, images), images, colours, told)
 

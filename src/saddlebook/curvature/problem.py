@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint as checkpointing
 
 from saddlebook.errors import NumericalError, UsageError, one_of
 
@@ -116,12 +116,12 @@ def _without_checkpoints() -> Iterator[None]:
         "CheckpointFunction": _Whole,
         "_checkpoint_without_reentrant_generator": _unhooked,
     }
-    before = {name: getattr(torch.utils.checkpoint, name) for name in names}
+    before = {name: getattr(checkpointing, name) for name in names}
     try:
-        vars(torch.utils.checkpoint).update(names)
+        vars(checkpointing).update(names)
         yield
     finally:
-        vars(torch.utils.checkpoint).update(before)
+        vars(checkpointing).update(before)
 
 
 @contextlib.contextmanager

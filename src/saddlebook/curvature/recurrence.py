@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from saddlebook.errors import NumericalError, UsageError
+from saddlebook.errors import NumericalError, ResourceError, UsageError
 
 Matvec = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]
@@ -167,10 +168,37 @@ def _settled(state: State, rtol: float) -> bool:
 
 
 def _room(rows: Tensor, count: int) -> Tensor:
-    """A copy of ``rows`` with place for ``count`` rows in all."""
-    room = rows.new_empty((max(count, len(rows)), rows.shape[1]))
+    """A copy of ``rows`` with place for ``count`` rows in all.
+
+    Raises:
+        ResourceError: The memory is not there.
+    """
+    count, size = max(count, len(rows)), rows.shape[1]
+    need = count * size * rows.element_size()
+    try:
+        if need > _free(rows.device):
+            raise MemoryError
+        room = rows.new_empty((count, size))
+    except (MemoryError, RuntimeError) as error:
+        raise ResourceError(
+            f"{count - 1} Lanczos steps keep as many vectors of {size:,} parameters: "
+            f"{need / 2**30:.1f} GiB of memory are not there; take fewer steps, or "
+            "freeze parameters"
+        ) from error
     room[: len(rows)] = rows
     return room
+
+
+def _free(device: torch.device) -> float:
+    """Bytes that a device has left, as far as it can be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    found = dict(line.split(":") for line in lines)
+    return 1024 * float(found["MemAvailable"].split()[0])
 
 
 def unit(vector: Tensor) -> Tensor:

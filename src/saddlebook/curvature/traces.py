@@ -34,8 +34,8 @@ _PLAIN = (
 )  # fmt: skip
 _FUNCTIONS = {
     F.relu, torch.relu, torch.relu_, operator.add, operator.iadd, torch.add,
-    torch.flatten, F.pad, torch.mean, operator.getitem, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
-    getattr, torch.cat,
+    torch.flatten, F.pad, torch.mean, operator.getitem, F.max_pool2d, F.avg_pool2d,
+    F.adaptive_avg_pool2d, getattr, torch.cat,
 }  # fmt: skip
 _TRIES = 8  # steps, of which one must cross no kink
 _AT_ONCE = 10  # images whose deltas of all directions fit into memory

@@ -8,9 +8,10 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saddlebook.data.batches import Splits
-from saddlebook.disk.files import write_whole
+from saddlebook.disk.files import read_whole, write_whole
 
 _MAGIC = b"saddlebook images 4 "
 
@@ -32,9 +33,14 @@ def write(path: Path, splits: Splits, digest: str) -> None:
 
 def read(path: Path) -> tuple[Splits, str] | None:
     """The two splits and their digest, or None if the file is not what was written."""
-    if not path.is_file():
+    try:
+        content = np.frombuffer(bytearray(read_whole(path)), np.uint8)
+        return _decoded(content)
+    except Exception:  # not there, or not ours: it can be made again
         return None
-    content = np.fromfile(path, np.uint8)
+
+
+def _decoded(content: NDArray[np.uint8]) -> tuple[Splits, str] | None:
     start = len(_MAGIC) + 65
     rest = content[start:]
     first = _MAGIC + sha256(rest.data).hexdigest().encode() + b"\n"

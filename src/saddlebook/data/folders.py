@@ -17,7 +17,7 @@ from torch import Tensor
 from saddlebook import data
 from saddlebook.data import sources
 from saddlebook.disk.files import sha256
-from saddlebook.errors import DataError, UsageError, explained
+from saddlebook.errors import DataError, UsageError, explained, printable
 
 
 class Images(NamedTuple):
@@ -48,6 +48,7 @@ def find(
     max_count: int | None = None,
     held_out: bool = False,
     image_size: int | None = None,
+    class_order: str | None = None,
 ) -> Images:
     """A named data set, CIFAR in a folder, or class folders of images.
 
@@ -60,6 +61,8 @@ def find(
         max_count: Images of the largest class; None: all of them.
         held_out: The test images instead.
         image_size: Pixels; None leaves images as they are.
+        class_order: Of class folders named by numbers: ``text`` or ``number``; None
+            refuses names whose orders differ.
 
     Raises:
         UsageError: The settings do not fit the data.
@@ -71,6 +74,8 @@ def find(
         folder = Path(where).expanduser()
         with explained(f"cannot read {where}", "repair or replace it", DataError):
             if classes := _class_folders(folder):
+                names = _ordered(folder, list(classes), class_order)
+                classes = {name: classes[name] for name in names}
                 if imbalance_factor or max_count or held_out:
                     raise UsageError(
                         "class folders are measured whole: no --imbalance-factor, "
@@ -143,12 +148,33 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
         return {}
     places = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
     found = {
+        # as torchvision's ImageFolder: whatever lies below, too
         place.name: sorted(
-            f for f in place.iterdir() if f.suffix.lower() in sources.IMAGES
+            f for f in place.rglob("*") if f.suffix.lower() in sources.IMAGES
         )
         for place in places
     }
     return found if any(found.values()) else {}
+
+
+def _ordered(folder: Path, names: list[str], order: str | None) -> list[str]:
+    """Class names by label: as text, or as numbers where that was asked for.
+
+    Raises:
+        UsageError: Both orders differ and none was asked for.
+    """
+    numeric = all(name.isdecimal() for name in names)
+    if order == "number" and not numeric:
+        raise UsageError(f"class folders of {folder.name} are no numbers: no order")
+    by_number = sorted(names, key=int) if numeric else names
+    if order is None and by_number != names:
+        raise UsageError(
+            f"class folders of {folder.name} are numbers whose order as text "
+            f"({', '.join(names[:3])}, ...) is another than as numbers; which one the "
+            "network was trained with decides the labels: give --class-order text "
+            "(torchvision's ImageFolder) or number"
+        )
+    return by_number if order == "number" else names
 
 
 def _from_folders(
@@ -171,8 +197,9 @@ def _from_folders(
         return torch.stack(pixels)
 
     digest = sha256(repr(facts).encode())
-    name = folder.resolve().name
-    return Images(name, tuple(classes), sizes, sizes, digest, read)
+    names = tuple(map(printable, classes))
+    name = printable(folder.resolve().name)
+    return Images(name, names, sizes, sizes, digest, read)
 
 
 def read_image(path: Path, size: int | None) -> Tensor:

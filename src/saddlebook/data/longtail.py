@@ -7,7 +7,6 @@ normalisation, resizing) is in ``augmentation`` and offered here too.
 from __future__ import annotations
 
 import math
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,13 @@ from saddlebook.data.augmentation import normalise as normalise
 from saddlebook.data.augmentation import padding as padding
 from saddlebook.data.augmentation import resize as resize
 from saddlebook.data.batches import Splits
-from saddlebook.errors import MachineError, ResourceError, UsageError, one_of
+from saddlebook.errors import (
+    DataError,
+    MachineError,
+    ResourceError,
+    UsageError,
+    one_of,
+)
 from saddlebook.experiment import Experiment
 
 CACHE = "~/.cache/saddlebook"
@@ -230,7 +235,8 @@ def load(
         root: Folder that holds the original archive or batches, parquet files, or
             class folders, itself or in a folder of that name; ``None``: ``cache``.
         download: Fetch missing CIFAR with torchvision into ``root``.
-        cache: Folder of decoded images, made when missing.
+        cache: Folder of decoded images, made when missing; without a home folder
+            images are decoded every time.
 
     Raises:
         UsageError: Unknown name.
@@ -240,11 +246,15 @@ def load(
     if name == "digits":
         splits, names = sources.digits(), sources.CLASS_NAMES[name]
         return _dataset(name, names, splits, _digest(name, splits))
-    cache = _expanded(cache)
-    place = _expanded(root or cache)
+    place, kept = _expanded(root or cache), _expanded(cache)
+    if place is None:
+        raise DataError(f"no home folder to look for {name} in; name one with it")
     source = own.find(name, place) if is_own else sources.find(name, place, download)
     names = source.class_names
-    path = cache / f"{name.replace(':', '-')}-{source.fingerprint}.images"
+    if kept is None:
+        splits = source.read()
+        return _dataset(name, names, splits, _digest(name, splits))
+    path = kept / f"{name.replace(':', '-')}-{source.fingerprint}.images"
     if known := decoded.read(path):
         return _dataset(name, names, *known)
     splits = source.read()
@@ -256,11 +266,12 @@ def load(
     return _dataset(name, names, splits, digest)
 
 
-def _expanded(path: str | Path) -> Path:
+def _expanded(path: str | Path) -> Path | None:
+    """None without a home folder: elsewhere anyone could have put a cache."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # a user without a home folder
-        return Path(tempfile.gettempdir()) / "saddlebook"
+    except RuntimeError:
+        return None
 
 
 def _digest(name: str, splits: Splits) -> str:

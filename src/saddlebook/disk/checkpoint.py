@@ -11,15 +11,15 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from saddlebook.disk.files import sha256, write_whole
-from saddlebook.errors import CorruptError
+from saddlebook.disk.files import parse_json, read_whole, sha256, write_whole
+from saddlebook.errors import CorruptError, explained
 
 _META = "meta.json"
 
@@ -51,24 +51,48 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     """Read what ``save`` wrote.
 
     Raises:
-        CorruptError: Cut short, changed, or not such a file.
+        CorruptError: Not there, cut short, changed, or not such a file.
     """
-    content = Path(path).read_bytes()
+    with explained(
+        f"cannot read {path}", "restore it, or run the command that wrote it"
+    ):
+        content = read_whole(path)
+    return decoded(content, str(path))
+
+
+def decoded(content: bytes, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The same from bytes; nothing is larger than they are.
+
+    Raises:
+        CorruptError: With ``name``.
+    """
     digest, payload = content[:64], content[64:]
     if sha256(payload).encode() != digest:
         raise CorruptError(
-            f"{path} is damaged or not a saddlebook checkpoint; delete it and run the "
+            f"{name} is damaged or not a saddlebook checkpoint; delete it and run the "
             "same command again to train from the start"
         )
-    try:
-        with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise CorruptError(
-            f"{path} is not a saddlebook checkpoint ({error})"
-        ) from error
-    meta = json.loads(arrays.pop(_META).tobytes())
-    return meta, {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}
+    with (
+        explained(f"{name} is not a saddlebook checkpoint", "delete it and run again"),
+        zipfile.ZipFile(io.BytesIO(payload)) as archive,
+    ):
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > len(payload):
+            raise ValueError("it claims more than it holds")
+        arrays = {m.filename.removesuffix(".npy"): archive.read(m) for m in members}
+        meta = parse_json(_array(arrays.pop(_META)).tobytes())
+        tensors = {key: torch.from_numpy(_array(a).copy()) for key, a in arrays.items()}
+        return dict(meta.items()), tensors
+
+
+def _array(member: bytes) -> NDArray[Any]:
+    """One array in NumPy's format, no larger than its bytes."""
+    file = io.BytesIO(member)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array of another format")
+    shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+    flat = np.frombuffer(member, dtype, offset=file.tell())
+    return flat.reshape(shape, order="F" if by_column else "C")
 
 
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

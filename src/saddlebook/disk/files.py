@@ -152,7 +152,7 @@ def _finite(word: str) -> None:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20:
+    if len(digits) > 19:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
 

@@ -116,7 +116,7 @@ def wider() -> Family:
     return Family("wider weight decays", (_gain_when_tuned("vi", words, runs),))
 
 
-def one_curve() -> Family:
+def curve_family() -> Family:
     """Is the tail's accuracy a function of its training loss, whatever the knob?"""
     parts = distances(studies.one_curve(seeds=(0,)), studies.FRESH_SEEDS)
     margin = MARGINS["tail"]

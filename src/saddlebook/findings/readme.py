@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,6 @@ import pandas as pd
 
 from saddlebook.disk.files import write_whole
 from saddlebook.errors import UsageError
-from saddlebook.experiment import SCALES, Experiment
 from saddlebook.findings import (
     claims,
     gains,
@@ -27,15 +26,16 @@ from saddlebook.findings import (
     spectra,
     spectra_claims,
 )  # fmt: skip
-from saddlebook.store import Store
+from saddlebook.store import RESULTS, Store, find
 
 if TYPE_CHECKING:
     from saddlebook.findings.claims import Family
     from saddlebook.record import Record
 
 FAMILIES = (
-    gains.main_table, gains.baselines, gains.gap, spectra_claims.curvature,
-    spectra_claims.schedule, hypotheses.five, hypotheses.wider, hypotheses.one_curve,
+    gains.main_table, gains.baselines, gains.gap, spectra_claims.curvature_family,
+    spectra_claims.schedule_family, hypotheses.five, hypotheses.wider,
+    hypotheses.curve_family,
 )  # fmt: skip
 _TAIL = (7, 8, 9)
 _SAM = [f"{base}+SAM − {base}" for base in gains.BASES]
@@ -52,25 +52,22 @@ class Finding(NamedTuple):
 
 
 def present(
-    experiments: Iterable[Experiment], results: str | Path = report.RESULTS
+    family: Family, scale: str = "lite", results: str | Path = RESULTS
 ) -> list[Record]:
-    """Records of experiments that are there, each at its own scale."""
-    stores = {scale: Store(Path(results) / scale) for scale in SCALES}
-    return [r for exp in experiments if (r := stores[exp.scale].get(exp))]
+    """Records of a family that are there, in the paper's setting and at ``scale``."""
+    wanted = family.experiments("full")
+    scales = dict.fromkeys(("full", scale)) if scale != "quick" else [scale]
+    return [r for name in scales for r in find(wanted, results, name).records]
 
 
 def judged(
-    family: Family, scale: str = "lite", results: str | Path = report.RESULTS
+    family: Family, scale: str = "lite", results: str | Path = RESULTS
 ) -> pd.DataFrame:
     """What became of the claims of a family, from every record there is."""
-    names = dict.fromkeys(("full", scale))
-    wanted = [exp for name in names for exp in family.experiments(name)]
-    return claims.judge(family, present(wanted, results), scale)
+    return claims.judge(family, present(family, scale, results), scale)
 
 
-def findings(
-    scale: str = "lite", results: str | Path = report.RESULTS
-) -> list[Finding]:
+def findings(scale: str = "lite", results: str | Path = RESULTS) -> list[Finding]:
     """Tail accuracy, curvature and its causes, hypotheses, runs at full scale."""
     main = judged(gains.main_table(), scale, results)
     parts = [
@@ -78,8 +75,8 @@ def findings(
         *(
             judged(family(), scale, results)
             for family in (
-                spectra_claims.curvature, hypotheses.five, hypotheses.wider,
-                hypotheses.one_curve,
+                spectra_claims.curvature_family, hypotheses.five, hypotheses.wider,
+                hypotheses.curve_family,
             )
         ),
     ]  # fmt: skip

@@ -22,13 +22,13 @@ from saddlebook.data import sources
 from saddlebook.errors import UsageError, one_of
 from saddlebook.findings import inference
 from saddlebook.findings.inference import Sample, Verdict
+from saddlebook.store import RESULTS
 from saddlebook.studies import TUNING_SEEDS
 
 if TYPE_CHECKING:
     from saddlebook.experiment import Experiment
     from saddlebook.record import Record
 
-RESULTS = Path(__file__).resolve().parents[3] / "results"
 # Points, fixed before any result was seen; head and mid have none, so no verdict
 MARGINS = {"overall": 1.5, "tail": 3.0}
 PAPER_RUNS = 3  # behind each printed mean: assumed, no source says

@@ -98,7 +98,7 @@ def _claim(name: str, statement: str, more: Cell, less: Cell | None = None) -> C
     return Claim(name, statement, ((part,),))
 
 
-def curvature() -> Family:
+def curvature_family() -> Family:
     """Saddles, and what the released measurement does: ten claims."""
     return Family("curvature", (*_saddles(), *_causes()))
 
@@ -168,7 +168,7 @@ def _causes() -> list[Claim]:
     ]  # fmt: skip
 
 
-def schedule() -> Family:
+def schedule_family() -> Family:
     """What re-weighting does, and what chapter 3 predicts of the schedule: four.
 
     Two more were registered and withdrawn, and count in the correction: they compared

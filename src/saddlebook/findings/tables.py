@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from saddlebook.data import class_groups
 from saddlebook.findings.spectra import LAST, NONE, SWITCH, pick, subject
 
 _BOTH = {"as_published": "as published", "clean": "images fixed"}
@@ -150,6 +151,28 @@ def released_at_equal_loss(
     return (
         f"at class losses of {low} to {high} nats, {'; '.join(told)}" if told else NONE
     )
+
+
+def bends(fixed: pd.DataFrame) -> dict[str, str]:
+    """How all classes bend with images fixed, in words.
+
+    Returns:
+        ``negative``: in how many λmin is negative beyond its bound; ``along``: the
+        gradient along the lowest direction over its norm, median, percent;
+        ``by_group``: the mean ratio by method and group.
+    """
+    down = fixed["lambda_min"] + fixed["lambda_min_bound"] < 0
+    along = (fixed["gradient_along"] / fixed["gradient_norm"]).abs().median()
+    of = {label: g for g, some in class_groups(10).items() for label in some}
+    groups = fixed.assign(group=fixed["label"].map(of))
+    means = groups.groupby(["method", "group"], sort=False)["nonconvexity"].mean()
+    names = [", ".join(map(str, keys)) for keys in means.index]
+    told = [f"{name} {mean:.3f}" for name, mean in zip(names, means, strict=True)]
+    return {
+        "negative": f"{down.sum()} of {len(down)}",
+        "along": f"{100 * along:.1f}",
+        "by_group": "; ".join(told) or NONE,
+    }
 
 
 def coverage(table: pd.DataFrame) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from saddlebook import data, losses, optim
 from saddlebook.disk import checkpoint
-from saddlebook.errors import CorruptError, NumericalError
+from saddlebook.errors import CorruptError, NumericalError, explained
 from saddlebook.experiment import Experiment
 from saddlebook.train.engine import Hyper, State
 from saddlebook.train.graphs import Lane, Report
@@ -194,10 +194,11 @@ class Run:
         if not self._file.exists():
             return
         meta, tensors = checkpoint.load(self._file)
-        _check_same(meta, self._meta(), self._file)
-        self.replica.load(State(**tensors))
-        self.history, self.epoch = meta["history"], meta["epoch"]
-        self.seconds, self.resumes = meta["seconds"], meta["resumes"]
+        with explained(f"{self._file} is no state of a run", "delete it and run again"):
+            _check_same(meta, self._meta(), self._file)
+            self.replica.load(State(**tensors))
+            self.history, self.epoch = meta["history"], meta["epoch"]
+            self.seconds, self.resumes = meta["seconds"], meta["resumes"]
         self._saved_epoch = self.epoch
         if self.epoch < self.experiment.epochs:
             self.resumes += 1
@@ -221,6 +222,11 @@ def _check_same(
     differing = [k for k in ours if ours[k] != theirs.get(k)]
     if found["digest"] != wanted["digest"]:
         differing.append("dataset digest")
+    tested = [row["epoch"] for row in found["history"]]
+    if found["epoch"] not in range(ours["epochs"] + 1) or tested[-1:] > [
+        found["epoch"]
+    ]:
+        differing.append("epochs")
     if differing:
         raise CorruptError(
             f"{path} belongs to a run with other {', '.join(differing[:10])}; delete "
