@@ -109,12 +109,35 @@ def test_all_text_can_be_read(visit):
     assert visit.page.evaluate(_CONTRAST) == []
 
 
-def test_a_page_fits_a_phone(visit):
+_CUT = """() => {
+  const edge = document.querySelector("article").getBoundingClientRect().right + 1;
+  const all = "article :is(table, figure svg, .sb-widget svg)";
+  return [...document.querySelectorAll(all)]
+    .filter((el) => el.checkVisibility())
+    .filter((el) => el.getBoundingClientRect().right > edge
+      || el.parentElement.scrollWidth > el.parentElement.clientWidth + 1)
+    .map((el) => el.outerHTML.slice(0, 120));
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_nothing_is_cut_off(visit, width):
     usual = visit.page.viewport_size
-    visit.page.set_viewport_size({"width": 390, "height": 800})
-    width = visit.page.evaluate("document.documentElement.scrollWidth")
+    visit.page.set_viewport_size({"width": width, "height": 800})
+    wide = visit.page.evaluate("document.documentElement.scrollWidth")
+    cut = visit.page.evaluate(_CUT)
     visit.page.set_viewport_size(usual)
-    assert width <= 390
+    assert wide <= width
+    assert cut == []
+
+
+def test_figures_are_numbered_once_and_code_bars_are_few(visit):
+    numbers = visit.page.evaluate(
+        "[...document.querySelectorAll('figcaption')].map((el) =>"
+        " getComputedStyle(el, '::before').counterIncrement)"
+    )
+    assert set(numbers) <= {"figure 1"}
+    assert visit.page.locator("details.hide.above-input").count() == 0
 
 
 # Copy buttons are the theme's
