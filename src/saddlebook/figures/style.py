@@ -23,7 +23,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedLocator
 
 from saddlebook.findings.wording import typeset
 
@@ -148,10 +148,10 @@ def narrow(figure: Figure) -> str:
 
 
 def _break_names(ax: Axes) -> None:
-    if isinstance(ax.yaxis.get_major_formatter(), FixedFormatter):
+    if isinstance(ax.yaxis.get_major_locator(), FixedLocator):
         names = [label.get_text() for label in ax.get_yticklabels()]
         ax.set_yticks(ax.get_yticks(), [textwrap.fill(n, _NAME) for n in names])
-    if isinstance(ax.xaxis.get_major_formatter(), FixedFormatter):
+    if isinstance(ax.xaxis.get_major_locator(), FixedLocator):
         names = [label.get_text() for label in ax.get_xticklabels()]
         if len(names) > 4 and max(map(len, names)) > 4:
             ax.set_xticks(ax.get_xticks(), [n.replace("\n", ", ") for n in names])
