@@ -24,7 +24,7 @@ def training(experiment: Experiment) -> float:
     extra = climbing.get(exp.sam_epochs, exp.epochs - exp.drw_epoch)
     passes = exp.epochs + (extra if exp.optimizer == "sam" else 0)
     tests = exp.epochs / exp.test_every
-    return passes * images + tests * _TEST_IMAGES[exp.dataset] / 3
+    return passes * images + tests * _TEST_IMAGES.get(exp.dataset, 0) / 3
 
 
 def measuring(experiment: Experiment) -> float:
@@ -46,6 +46,8 @@ def total(experiments: Iterable[Experiment]) -> float:
 
 
 def _counts(exp: Experiment) -> list[int]:
+    if exp.imbalance == "as_is":  # not known before the images are read
+        return [100] * max(1, exp.num_classes)
     return data.class_counts(
         exp.largest_class, exp.num_classes, exp.imbalance_factor, exp.imbalance
     )
