@@ -145,13 +145,14 @@ def test_the_chapter_fits_the_window(visit, server, width) -> None:
     assert len(columns) == (1 if width == 390 else 2)
 
 
-def test_the_chapter_weighs_less_than_150_kb_beyond_the_theme(site) -> None:
+def test_the_chapter_weighs_less_than_260_kb_beyond_the_theme(site) -> None:
     page = (site / f"{CHAPTER}.html").read_text("utf-8")
     article = page[page.index("<article") : page.index("</article>")]
     images = re.findall(r'<img[^>]+src="([^"]+)"', article)
     weight = len(article.encode())
     weight += sum((site / "book" / name).stat().st_size for name in images)
-    assert weight < 150_000
+    # every figure is there twice, for windows and for phones, with its data and code
+    assert weight < 260_000
 
 
 # --- the explorer
