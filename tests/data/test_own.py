@@ -1,5 +1,6 @@
 """A user's own images, from class folders to a record."""
 
+import os
 import shutil
 
 import numpy as np
@@ -112,6 +113,9 @@ def spoil(root, how):
         picture(mine / "eel" / "x.png")
     elif how == "no image":
         (mine / "ant" / "000.png").write_bytes(b"<html>")
+    elif how == "pipe":  # opening it would wait for ever
+        (mine / "ant" / "000.png").unlink()
+        os.mkfifo(mine / "ant" / "000.png")
     else:
         picture(mine / "train" / "ant" / "x.png")
         picture(mine / "test" / "bee" / "x.png")
@@ -125,6 +129,7 @@ def spoil(root, how):
         ("empty", r"1 without images \['eel'\]"),
         ("single", "class eel has one image"),
         ("no image", "000.png cannot be read"),
+        ("pipe", "000.png cannot be read"),
         ("other classes", "three classes"),
     ],
 )

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saddlebook.data.batches import Split, Splits
-from saddlebook.data.sources import Source, fingerprint
-from saddlebook.errors import DataError, UsageError
+from saddlebook.data.sources import IMAGES, Source, fingerprint, picture
+from saddlebook.errors import DataError, UsageError, explained
 from saddlebook.experiment import OWN, Experiment
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SIZE = 64  # pixels that are kept; images of one smaller size that divides it stay
 _TESTED = 0.2  # of each class, where there is no test folder
-_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 _Listed = dict[str, list[Path]]  # class name: files
 
 
@@ -47,10 +46,9 @@ def find(name: str, root: Path) -> Source:
         train, test = _divided(_listed(folder))
     if odd := sorted(set(train) ^ set(test)):
         raise DataError(f"{folder}: train and test differ in the classes {odd[:10]}")
-    files = [
-        path for part in (train, test) for paths in part.values() for path in paths
-    ]
-    return Source(fingerprint(files), partial(_splits, train, test), tuple(train))
+    return Source(
+        fingerprint(_files(train, test)), partial(_splits, train, test), tuple(train)
+    )
 
 
 def _listed(folder: Path) -> _Listed:
@@ -64,7 +62,7 @@ def _listed(folder: Path) -> _Listed:
         names.sort(key=int)
     found = {
         name: sorted(
-            p for p in (folder / name).rglob("*") if p.suffix.lower() in _FILES
+            p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGES
         )
         for name in names
     }
@@ -96,23 +94,22 @@ def _divided(classes: _Listed) -> tuple[_Listed, _Listed]:
 
 def _splits(train: _Listed, test: _Listed) -> Splits:
     """Decode everything at one size: the centre square, RGB."""
-    files = [
-        path for part in (train, test) for paths in part.values() for path in paths
-    ]
-    size = _common_size(files)
+    size = _common_size(_files(train, test))
     return _split(train, size), _split(test, size)
 
 
-def _common_size(files: list[Path]) -> int:
-    from PIL import Image
+def _files(*parts: _Listed) -> list[Path]:
+    return [path for part in parts for paths in part.values() for path in paths]
 
+
+def _common_size(files: list[Path]) -> int:
     sizes = set()
     for path in files:
-        try:
-            with Image.open(path) as image:
-                sizes.add(image.size)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read as an image ({error})") from error
+        with (
+            explained(f"{path} cannot be read as an image", "replace it", DataError),
+            picture(path) as image,
+        ):
+            sizes.add(image.size)
     (width, height), *others = sizes
     whole = not others and width == height and SIZE % width == 0
     return width if whole else SIZE
@@ -121,7 +118,7 @@ def _common_size(files: list[Path]) -> int:
 def _split(classes: _Listed, size: int) -> Split:
     from saddlebook.data.folders import read_image
 
-    files = [path for paths in classes.values() for path in paths]
+    files = _files(classes)
     images = np.empty((len(files), 3, size, size), np.uint8)
     for row, path in enumerate(files):
         images[row] = read_image(path, size).numpy()
