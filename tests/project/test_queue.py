@@ -388,8 +388,16 @@ def test_the_items_are_listed_fit_ten_minutes_and_cover_the_claims():
         assert (TOOLS.parents[1] / tool).is_file()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_an_item_without_a_gpu_says_so_and_loses_nothing(monkeypatch):
+# Another machine: a folder of its own, to which the checkout goes and from which the
+# parts come back
+FAR = (
+    "sh -c 'mkdir far && cp -RP .gpu benchmarks src far && cd far && "
+    "{run} --device cpu --group 1; code=$?; cp -R {out}/. ../{out}; exit $code'"
+)
+
+
+@pytest.mark.parametrize("there", [None, FAR], ids=["here", "far"])
+def test_an_item_goes_from_sending_to_taking_in(there, monkeypatch, capsys):
     words = "control --scale quick --seeds 0 --methods 'CE+DRW wd=0.001'"
     monkeypatch.setitem(item.ITEMS, "toy", words)
     monkeypatch.chdir(Path.cwd())
@@ -398,8 +406,15 @@ def test_an_item_without_a_gpu_says_so_and_loses_nothing(monkeypatch):
     monkeypatch.setenv("PATH", path)
     Path("benchmarks").symlink_to(TOOLS.parents[0])
     Path("src").symlink_to(TOOLS.parents[1] / "src")
-    assert call(monkeypatch, item, "toy") == 6
-    assert list(Path(".gpu").glob("*.pack"))
+    arguments = ["toy", *(["--there", there] if there else [])]
+    code = call(monkeypatch, item, *arguments)
+    if there is None and not torch.cuda.is_available():
+        assert code == 6  # no GPU: said, and nothing is lost
+        assert list(Path(".gpu").glob("*.pack"))
+        return
+    assert code == 0
+    assert "toy is done" in capsys.readouterr().out
+    assert len(Store("results/quick").records()) == 1
 
 
 def test_a_call_without_its_folder_or_pack_is_one_line(monkeypatch, capsys):
