@@ -127,7 +127,7 @@ def test_nothing_is_cut_off(visit, width):
     wide = visit.page.evaluate("document.documentElement.scrollWidth")
     cut = visit.page.evaluate(_CUT)
     visit.page.set_viewport_size(usual)
-    assert wide <= width + 1  # browsers round widths up
+    assert wide <= width
     assert cut == []
 
 
