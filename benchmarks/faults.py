@@ -29,7 +29,7 @@ import torch
 
 from saddlebook import hessian, losses, optim, runner, studies
 from saddlebook.__main__ import main as command
-from saddlebook.command import foreign, sheet
+from saddlebook.command import spectra, subject
 from saddlebook.data import class_counts, long_tail_indices
 from saddlebook.disk import checkpoint
 from saddlebook.disk.files import dump_json, write_whole
@@ -174,14 +174,14 @@ def _kinds(here: Path) -> Iterator[tuple[str, Path, Callable[[], Any]]]:
         yield name, path, lambda path=path: _plain(checkpoint.load(path))
     state = here / "x.pth"
     torch.save({"w": torch.arange(9.0)}, state)
-    read = lambda: _plain(({}, foreign.state_dict(state.read_bytes(), "x")))  # noqa: E731
+    read = lambda: _plain(({}, subject.state_dict(state.read_bytes(), "x")))  # noqa: E731
     yield "foreign state dict", state, read
     packed = here / "x.pack"
     pack.make(packed, "digits", "quick", None)
     yield "pack", packed, lambda: pack.read(packed).dataset.train_images.sum()
     told = here / "x.json"
-    told.write_bytes(sheet.to_bytes({"model": record.key}, []))
-    yield "spectra record", told, lambda: sheet.load(told)
+    told.write_bytes(spectra.to_bytes({"model": record.key}, []))
+    yield "spectra record", told, lambda: spectra.load(told)
 
 
 def _plain(loaded: tuple[Any, dict[str, torch.Tensor]]) -> Any:

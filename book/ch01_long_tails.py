@@ -22,7 +22,7 @@ import pandas as pd
 import saddlebook as sb
 from saddlebook import figures, studies
 from saddlebook.book import Page, gather
-from saddlebook.findings import claims, gains, report
+from saddlebook.findings import claims, hypotheses, report
 
 # %% tags=["remove-input"]
 page = Page("ch01_long_tails", vars())
@@ -34,7 +34,7 @@ means = printed.set_index(["method", "group"])["mean"]
 paper_gap = means["CE", "head"] - means["CE", "tail"]
 
 # %% tags=["remove-input"]
-judged = gather.verdicts(page, gains.gap())
+judged = gather.verdicts(page, hypotheses.gap())
 lost = judged["here"].iloc[0]
 found = claims.verdict(judged, "CE, head − tail")
 page.claim(

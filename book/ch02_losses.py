@@ -21,16 +21,16 @@ import torch
 import torch.nn.functional as F
 from saddlebook import figures, losses, studies
 from saddlebook.book import Page, gather
-from saddlebook.findings import claims, gains, report
+from saddlebook.findings import claims, hypotheses, report
 
 # %% tags=["remove-input"]
 page = Page("ch02_losses", vars())
 runs = page.records(
-    [exp for exp in studies.table1() if exp.method in gains.BASES]
+    [exp for exp in studies.table1() if exp.method in hypotheses.BASES]
 )
 printed = report.paper("table1", "cifar10")
 cells = report.cells(report.by_method(runs), printed)
-judged = gather.verdicts(page, gains.baselines())
+judged = gather.verdicts(page, hypotheses.baselines())
 tail = judged[judged["group"] == "tail"]
 
 # %% tags=["remove-input"]

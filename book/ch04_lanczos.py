@@ -19,8 +19,8 @@ workers = 1
 # %% tags=["remove-input"]
 from saddlebook import figures
 from saddlebook.book import Page
-from saddlebook.curvature import lanczos, published, recurrence
-from saddlebook.figures import known as known_figures
+from saddlebook.curvature import lanczos, published
+from saddlebook.figures import toys as known_figures
 from saddlebook.findings import inference
 from saddlebook.theory import known
 
@@ -70,7 +70,7 @@ page.claim(
 # first. One step is one product:
 
 # %% tags=["remove-input"]
-page.source(recurrence._step)
+page.source(lanczos._step)
 
 # %% [markdown]
 # ## Play

@@ -18,12 +18,12 @@ workers = 1
 
 # %% tags=["remove-input"]
 from saddlebook import figures
-from saddlebook.book import Page, gather, shipped
+from saddlebook.book import Page, gather
 from saddlebook.curvature import lanczos
-from saddlebook.figures import density
+from saddlebook.figures import spectra
 from saddlebook.figures import spectra as curvature_figures
 from saddlebook.findings import claims, report, spectra_claims
-from saddlebook.findings import spectra as curvature
+from saddlebook.findings import tables as curvature
 from saddlebook.findings import tables as curvature_tables
 
 page = Page("ch05_spectra", vars())
@@ -88,7 +88,7 @@ page.source(lanczos.certificate)
 # the book. It needs CIFAR-10 on your disk.
 
 # %%
-now = shipped.spectrum(class_=9, optimizer="sgd")
+now = gather.spectrum(class_=9, optimizer="sgd")
 print(now if isinstance(now, str) else f"class 9, just measured: {now}")
 
 # %% tags=["remove-input"]
@@ -133,7 +133,7 @@ figures.show(
 
 # %% tags=["remove-input"]
 figures.show(
-    density.spectra(last),
+    spectra.spectra(last),
     "Images fixed. Spectral density of one class's loss, last epoch, head, mid "
     "and tail, first seed of each method. Axis linear within the widest error "
     f"bound shown; stems: single converged eigenvalues. {setting}.",
@@ -141,7 +141,7 @@ figures.show(
 
 # %% tags=["remove-input"]
 figures.show(
-    density.spectra(last, mode="as_published"),
+    spectra.spectra(last, mode="as_published"),
     "As published: the same weights and classes, crops and flips redrawn in "
     "every product. Nothing here is a converged eigenvalue.",
 )

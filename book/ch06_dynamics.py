@@ -22,7 +22,7 @@ from saddlebook import figures
 from saddlebook.book import Page, gather
 from saddlebook.figures import spectra as through
 from saddlebook.findings import claims, report, spectra_claims
-from saddlebook.findings import spectra as curvature
+from saddlebook.findings import tables as curvature
 from saddlebook.findings import tables as curvature_tables
 
 page = Page("ch06_dynamics", vars())

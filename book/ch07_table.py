@@ -21,14 +21,14 @@ import numpy as np
 import pandas as pd
 from saddlebook import figures, optim
 from saddlebook.book import Page, gather
-from saddlebook.findings import claims, gains, report
+from saddlebook.findings import claims, hypotheses, report
 from saddlebook.theory import saddles
 
 # %% tags=["remove-input"]
 page = Page("ch07_table", vars())
 runs = page.records("table1", "control")
 printed = report.paper("table1", "cifar10")
-judged = gather.verdicts(page, gains.main_table())
+judged = gather.verdicts(page, hypotheses.main_table())
 ours = report.by_method(runs)
 cells = report.cells(ours, printed)
 sam, control = judged.iloc[:8], judged.iloc[8:]
@@ -162,7 +162,7 @@ figures.show(
 
 # %% tags=["remove-input"]
 spots = [
-    gains.order(ours, printed, group) for group in ("overall", "tail")
+    hypotheses.order(ours, printed, group) for group in ("overall", "tail")
 ]
 page.value("agree_overall", f"{spots[0].agreeing} of {spots[0].pairs}")
 page.value("agree", f"{spots[1].agreeing} of {spots[1].pairs}")
@@ -216,7 +216,7 @@ figures.show(
     "Test accuracy of each class, runs as points with their mean.",
 )
 curves, row = report.through_training(runs), figures.panels(4)
-for ax, base in zip(row, gains.BASES, strict=True):
+for ax, base in zip(row, hypotheses.BASES, strict=True):
     methods = [base, f"{base}+SAM"]
     figures.through_training(curves, methods, names=("SGD", "SAM"), ax=ax)
     ax.set_title(base)

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from saddlebook import figures
 from saddlebook.book import Page, gather
-from saddlebook.figures import rivals, sweeps
-from saddlebook.findings import claims, gains, hypotheses, report
+from saddlebook.figures import sweeps
+from saddlebook.findings import claims, hypotheses, report
 from saddlebook.theory import landscapes
 from saddlebook.train import engine
 
@@ -33,18 +33,18 @@ found = gather.gather(
 )  # fmt: skip
 runs = [record for some in found.values() for record in some]
 everything = list({record.key: record for record in runs}.values())
-families = gains.main_table(), hypotheses.five(), hypotheses.wider()
+families = hypotheses.main_table(), hypotheses.five(), hypotheses.wider()
 judged = gather.verdicts(page, *families)
 five = judged[judged["claim"].isin(["i", "ii", "iii", "iv", "v"])]
 five = five.sort_values("claim")
 again = judged[judged["claim"] == "vi"]
 printed = report.paper("optimizers", "cifar10")
-compared = rivals.comparison(found["optimizers"], printed)
+compared = sweeps.comparison(found["optimizers"], printed)
 
 # %% tags=["remove-input"]
 page.claim(
     "SAM helps the tail more than other ways of escaping saddles: "
-    + rivals.printed_tails(printed),
+    + sweeps.printed_tails(printed),
     "optimizer comparison, CIFAR-10-LT, CE+DRW, tail",
     ", ".join(f"{name} {tail}" for name, tail in compared["tail"].items())
     + f". {claims.sentence(five[five['claim'] == 'iii'])}",
@@ -121,7 +121,7 @@ figures.show(
 
 # %% tags=["remove-input"]
 page.table(
-    rivals.reruns(report.paper("reruns"), report.paper("table1")),
+    sweeps.reruns(report.paper("reruns"), report.paper("table1")),
     "Overall test accuracy in percent, as either group printed it, IF 100",
 )
 
@@ -165,7 +165,7 @@ runs = [r for n in ("sam_timing", "bn_statistics") for r in found[n]]
 runs += [r for r in found["optimizers"] if r.experiment.noise == 0]
 table = sweeps.by_group(sweeps.runs(runs), ("overall", "tail"))
 figures.show(
-    rivals.strips(table),
+    sweeps.strips(table),
     "SAM throughout, before or after re-weighting starts, and with batch-norm "
     f"statistics left alone in its second pass; {sweeps.setting(runs)}.",
 )

@@ -21,7 +21,7 @@ workers = 1
 from saddlebook import figures, studies
 from saddlebook.book import Page, gather
 from saddlebook.figures import sweeps
-from saddlebook.findings import claims, contrasts, hypotheses, report
+from saddlebook.findings import claims, hypotheses, report
 
 page = Page("ch10_what_explains_the_gain", vars())
 
@@ -77,7 +77,7 @@ figures.show(
 # network no longer fits the rest of the data either.
 
 # %% tags=["remove-input"]
-away = contrasts.distances(studies.one_curve(seeds=(0,)), studies.SEEDS)
+away = hypotheses.distances(studies.one_curve(seeds=(0,)), studies.SEEDS)
 told = [f"{part.name} {claims.measured(part, seen)}" for part in away]
 page.value("after_the_fact", "; ".join(told))
 

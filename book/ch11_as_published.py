@@ -23,7 +23,7 @@ from saddlebook.book import Page, gather
 from saddlebook.curvature import published
 from saddlebook.figures import spectra as curvature_figures
 from saddlebook.findings import claims, report, spectra_claims
-from saddlebook.findings import spectra as curvature
+from saddlebook.findings import tables as curvature
 from saddlebook.findings import tables as curvature_tables
 from saddlebook.theory import oddities
 

@@ -23,7 +23,6 @@ from saddlebook import figures
 from saddlebook.book import Page, gather
 from saddlebook.findings import (
     claims,
-    gains,
     hypotheses,
     report,
     spectra_claims,
@@ -34,7 +33,7 @@ page = Page("intro", vars())
 # %% tags=["remove-input"]
 records = page.records("table1", "control")
 setting = report.setting(records)
-judged = gather.verdicts(page, gains.main_table())
+judged = gather.verdicts(page, hypotheses.main_table())
 main = judged.set_index("claim").loc["CE+DRW+SAM − CE+DRW, tail"]
 
 # %% tags=["remove-input"]
@@ -142,7 +141,7 @@ page.table(
 # *of re-weighted training*", and that is what we test.
 
 # %% tags=["remove-input"]
-own = gains.printed_effects(report.paper("table1"))
+own = hypotheses.printed_effects(report.paper("table1"))
 own["tested"] = [
     f"{d:+.1f} (p = {p:.2g})"
     for d, p in zip(own.difference, own.p_holm, strict=True)

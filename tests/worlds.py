@@ -4,7 +4,7 @@ import random
 
 from saddlebook import data
 from saddlebook.experiment import at_scale
-from saddlebook.findings import gains, hypotheses
+from saddlebook.findings import hypotheses
 from saddlebook.record import _PROVENANCE, Record
 
 NOISE = 0.3  # points, spread of made-up runs
@@ -34,7 +34,7 @@ def made(exp, overall, tail):
 
 def world(overall=lambda e: 70.0, tail=lambda e: 60.0, scale="lite"):
     """Every run that the five hypotheses and the main table need, with these means."""
-    families = (hypotheses.five(), gains.main_table())
+    families = (hypotheses.five(), hypotheses.main_table())
     needed = {e for family in families for e in family.experiments("full")}
     runs = []
     for full in sorted(needed, key=lambda e: e.key):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import send
 
-from saddlebook import effort, studies
+from saddlebook import progress, studies
 from saddlebook.errors import SaddlebookError, UsageError, one_of
 from saddlebook.experiment import Experiment
 
@@ -65,8 +65,8 @@ def left(name: str, more: Sequence[str] = ()) -> list[Experiment]:
 
 def minutes(runs: Sequence[Experiment]) -> float:
     """About how long they take on one H200."""
-    unit = effort.training(studies.table1(seeds=[0])[0])
-    parts = (effort.training(e) / unit * _SLOWER[e.precision] for e in runs)
+    unit = progress.training(studies.table1(seeds=[0])[0])
+    parts = (progress.training(e) / unit * _SLOWER[e.precision] for e in runs)
     return sum(parts) * PASS_RUN / 60
 
 

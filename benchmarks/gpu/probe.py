@@ -31,7 +31,7 @@ from saddlebook.disk.files import dump_json, write_whole
 from saddlebook.experiment import Experiment
 from saddlebook.train.engine import Hyper
 from saddlebook.train.graphs import CudaGraphs, Lane, SideBySide, arithmetic
-from saddlebook.train.task import build_replica, normalised, prepare
+from saddlebook.train.run import build_replica, normalised, prepare
 
 # Counted for one pass of ResNet-32 over 128 images, each tensor once in each direction,
 # batch norm and ReLU fused into the convolutions

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 import torch
 
 from saddlebook import __version__, data, runner, studies, workers
-from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command import spectra
+from saddlebook.command import spectra as spectra_sheet
 from saddlebook.errors import (
     CorruptError,
     MachineError,

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from saddlebook import models
 from saddlebook.curvature import hessian
-from saddlebook.curvature.modes import MODES
+from saddlebook.curvature.published import MODES
 from saddlebook.data import Dataset, padding, resize
 from saddlebook.disk import checkpoint
 from saddlebook.disk.files import dump_json, load_json, write_whole
 from saddlebook.disk.provenance import curvature_digest, is_current, numerics_digest
 from saddlebook.errors import CorruptError, Stopped, explained
 from saddlebook.experiment import Experiment
-from saddlebook.train.task import Task, objective, prepare
+from saddlebook.train.run import Task, objective, prepare
 
 Progress = Callable[[int, int, str], None]  # done, in all, what is under way
 _STEPS = 100  # as published; the corrected modes stop at the accuracy below

@@ -1,16 +1,61 @@
-"""One bar over all the work of some runs, and the request to stop them."""
+"""Shows one bar over all the work of some runs, and takes the request to stop them.
+
+Work is counted in passes (forward and backward) over one image: an estimate for bars
+and plans, and nothing else depends on it.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from saddlebook import effort
+from saddlebook import data, measure
 from saddlebook.experiment import Experiment
+
+_PASSES = {"sgd": 1, "sam": 2, "pgd": 1, "lpf": 1}
+_PRODUCT = 2.5  # a Hessian product costs as much, measured on a core
+_STEPS = 50  # of a spectrum, about; the released recurrence does twice as many
+_TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "digits": 340}
+
+
+def training(experiment: Experiment) -> float:
+    """Of all epochs and test passes."""
+    exp, images = experiment, sum(_counts(experiment))
+    climbing = {"all": exp.epochs, "before": exp.drw_epoch}
+    extra = climbing.get(exp.sam_epochs, exp.epochs - exp.drw_epoch)
+    passes = exp.epochs + (extra if exp.optimizer == "sam" else 0)
+    tests = exp.epochs / exp.test_every
+    return passes * images + tests * _TEST_IMAGES.get(exp.dataset, 0) / 3
+
+
+def measuring(experiment: Experiment) -> float:
+    """Of all spectra of its plan."""
+    counts, limit = _counts(experiment), experiment.spectra_images or 10**9
+    total = 0.0
+    for item in measure.plan(experiment):
+        cut = limit if item["cut"] is None else counts[item["cut"]]
+        images = min(counts[item["class"]], limit, cut)
+        total += images * _STEPS * (1 if item["of"] == "clean" else 2)
+    return _PRODUCT * total
+
+
+def total(experiments: Iterable[Experiment]) -> float:
+    """Of some runs; experiments of one training share it."""
+    runs = list(dict.fromkeys(experiments))
+    trainings = dict.fromkeys(run.training for run in runs)
+    return sum(map(training, trainings)) + sum(map(measuring, runs))
+
+
+def _counts(exp: Experiment) -> list[int]:
+    if exp.imbalance == "as_is":  # not known before the images are read
+        return [100] * max(1, exp.num_classes)
+    return data.class_counts(
+        exp.largest_class, exp.num_classes, exp.imbalance_factor, exp.imbalance
+    )
 
 
 class Progress:
@@ -39,7 +84,7 @@ class Progress:
     @classmethod
     def over(cls, experiments: Sequence[Experiment], **options: Any) -> Progress:
         """Of the training and measuring of these runs."""
-        return cls(effort.total(experiments), **options)
+        return cls(total(experiments), **options)
 
     def stop(self) -> None:
         """Ask for a stop after the current step; asking twice changes nothing."""
@@ -58,7 +103,7 @@ class Progress:
         """Move on by one epoch and show the newest loss."""
         share, step = row["epoch"] / experiment.epochs, 1 / experiment.epochs
         told = f"epoch {row['epoch']}, loss {row['train_loss']:.3f}"
-        work = effort.training(experiment)
+        work = training(experiment)
         self._reach("train", experiment.training, share * work, step * work, told)
 
     def measuring(
@@ -66,9 +111,9 @@ class Progress:
     ) -> None:
         """Move to the share ``done / total`` of a run's spectra."""
         if total:
-            before = effort.training(experiment)
+            before = training(experiment)
             self._reach("train", experiment.training, before, 0, what)
-            work = effort.measuring(experiment) * done / total
+            work = measuring(experiment) * done / total
             self._reach("measure", experiment, work, work, what)
 
     def _reach(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from records import record
 
 from saddlebook import book
-from saddlebook.book import chapters, page, parameters
+from saddlebook.book import chapters, page
 from saddlebook.errors import UsageError, VerifyError
 from saddlebook.experiment import Experiment
 
@@ -129,19 +129,19 @@ def test_bad_parameters_are_refused_before_a_kernel_starts(chapter, given, messa
 )
 def test_a_number_must_be_a_finite_number(value):
     with pytest.raises(UsageError, match="rho"):
-        parameters.check_parameters("rho = 0.5", {"rho": value})
+        chapters.check_parameters("rho = 0.5", {"rho": value})
 
 
 @given(st.text(max_size=20))
 def test_no_name_but_a_declared_one_is_a_parameter(name):
     if name != "scale":
         with pytest.raises(UsageError, match="unknown parameter"):
-            parameters.check_parameters("scale = 'lite'", {name: "lite"})
+            chapters.check_parameters("scale = 'lite'", {name: "lite"})
 
 
 def test_a_parameters_cell_holds_values_only():
     with pytest.raises(UsageError, match="parameters cell"):
-        parameters.check_parameters("import os", {})
+        chapters.check_parameters("import os", {})
 
 
 @pytest.mark.parametrize("count", [0, 2])

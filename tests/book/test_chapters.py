@@ -10,8 +10,8 @@ import nbformat
 import pytest
 
 from saddlebook.book import chapters
+from saddlebook.book.chapters import PARAMETERS as DEFAULTS
 from saddlebook.book.page import SMOKE
-from saddlebook.book.parameters import PARAMETERS as DEFAULTS
 from saddlebook.store import Store
 
 ROOT = Path(__file__).parents[2]

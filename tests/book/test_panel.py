@@ -9,8 +9,7 @@ import time
 import pytest
 
 from saddlebook import runner
-from saddlebook.book.panel import Panel
-from saddlebook.book.trial import Trial, setting
+from saddlebook.book.panel import Panel, Trial, setting
 from saddlebook.errors import DataError, UsageError
 from saddlebook.store import Store
 
@@ -221,7 +220,7 @@ def test_a_page_without_a_kernel_shows_what_was_run(panel, tmp_path):
 
 def test_time_left_is_that_of_the_epochs_seen(monkeypatch):
     clock = iter([100.0, 103.0, 106.0])
-    monkeypatch.setattr("saddlebook.book.trial.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("saddlebook.book.panel.time.monotonic", lambda: next(clock))
     told = []
     trial = Trial(
         setting("quick", rho=0, weight_decay=0, seed=0),

@@ -20,8 +20,8 @@ from torch import nn
 
 from saddlebook import data, models
 from saddlebook.__main__ import main
-from saddlebook.command import foreign, spectra
-from saddlebook.command import sheet as spectra_sheet
+from saddlebook.command import spectra, subject
+from saddlebook.command import spectra as spectra_sheet
 from saddlebook.command.spectra import _ticking
 from saddlebook.curvature import hessian
 from saddlebook.data import folders
@@ -151,9 +151,9 @@ class TestMeasuring:
         assert run("--root", data_root, "--classes", "truck", "--out", "t", **told) == 0
         (item,) = spectra_sheet.load("t.json")["classes"]
         assert (item["class"], item["images"]) == (9, 50)
-        from saddlebook.book import shipped
+        from saddlebook.book import gather
 
-        known = shipped.spectrum(9, root=data_root, results=SHIPPED.parents[1])
+        known = gather.spectrum(9, root=data_root, results=SHIPPED.parents[1])
         assert item["lambda_max"] == pytest.approx(known.lambda_max, rel=1e-5)
         line = said(capsys, "--root", data_root, "--loss", "vs", code=2, **told)
         assert "leave out --loss" in line
@@ -320,7 +320,7 @@ class TestCheckpoints:
     )
     def test_common_wrappings_come_off(self, tmp_path, wrap):
         path = saved(wrap(small().state_dict()), tmp_path / "w.pth")
-        found = foreign.fit(small(), foreign.state_dict(path.read_bytes(), "w"), "w")
+        found = subject.fit(small(), subject.state_dict(path.read_bytes(), "w"), "w")
         for name, tensor in small().state_dict().items():
             torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-3,
                                        atol=1e-3)  # fmt: skip
@@ -328,10 +328,10 @@ class TestCheckpoints:
 
     def test_a_model_named_model_keeps_its_own_prefix(self):
         model = nn.ModuleDict({"model": nn.Linear(2, 2)})
-        assert foreign.fit(model, dict(model.state_dict()), "m") is model
+        assert subject.fit(model, dict(model.state_dict()), "m") is model
 
     def test_float64_weights_are_measured_in_float64(self):
-        twice = foreign.fit(small(), small().double().state_dict(), "d")
+        twice = subject.fit(small(), small().double().state_dict(), "d")
         assert twice[1].weight.dtype == torch.float64
 
     def test_names_and_shapes_that_do_not_fit_say_the_nearest(self, here, capsys):
@@ -488,8 +488,8 @@ class TestModels:
         from torchvision.models import squeezenet1_1
 
         state = squeezenet1_1(num_classes=7).state_dict()
-        model = foreign.network("squeezenet1_1", state)
-        foreign.fit(model, state, "s")
+        model = subject.network("squeezenet1_1", state)
+        subject.fit(model, state, "s")
         assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
 
     def test_a_model_of_other_outputs_would_have_wrong_labels(self, here, capsys):
@@ -601,8 +601,8 @@ WRAPPINGS = {
 @pytest.mark.parametrize("kind", WRAPPINGS)
 def test_checkpoints_as_common_codes_write_them(kind, tmp_path):
     path = saved(WRAPPINGS[kind](small()), tmp_path / "c.pth")
-    model = foreign.fit(
-        small(), foreign.state_dict(path.read_bytes(), "c.pth"), "c.pth"
+    model = subject.fit(
+        small(), subject.state_dict(path.read_bytes(), "c.pth"), "c.pth"
     )
     for name, tensor in small().state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)

@@ -12,7 +12,7 @@ from saddlebook.disk import checkpoint, files
 from saddlebook.errors import Stopped
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.train import train
-from saddlebook.train.task import prepare
+from saddlebook.train.run import prepare
 
 TINY = Experiment(
     scale="quick", dataset="digits", max_count=20, imbalance_factor=4.0, image_size=8,

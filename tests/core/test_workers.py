@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from saddlebook import effort, runner, studies
+from saddlebook import progress, runner, studies
 from saddlebook.__main__ import main
 from saddlebook.disk.files import locked
 from saddlebook.experiment import Experiment, at_scale
@@ -122,19 +122,19 @@ def test_the_bar_ends_at_its_end_also_after_a_resume_and_with_spectra():
     bar.measuring(run, 0, 8, "class 0")
     bar.measuring(run, 8, 8, "class 9")
     bar.close()
-    assert bar.worked - before == pytest.approx(effort.measuring(run))
-    assert before == pytest.approx(effort.training(run) * 7 / 10)
+    assert bar.worked - before == pytest.approx(progress.measuring(run))
+    assert before == pytest.approx(progress.training(run) * 7 / 10)
     assert "100%" in screen.getvalue().splitlines()[-1].rpartition("\r")[2]
 
 
 def test_a_run_with_sam_is_twice_the_work_and_one_training_counts_once():
     sgd, sam = studies.control([0])
-    ratio = effort.training(sam) / effort.training(sgd)
+    ratio = progress.training(sam) / progress.training(sgd)
     assert 1.9 < ratio < 2
-    timing = [effort.training(e) for e in studies.sam_timing([0])]
-    plain = effort.training(studies.table1(seeds=[0])[0])
+    timing = [progress.training(e) for e in studies.sam_timing([0])]
+    plain = progress.training(studies.table1(seeds=[0])[0])
     assert sum(timing) == pytest.approx(3 * plain, rel=0.03)
     measured = studies.dynamics([0])
     both = [*measured, *(e.training for e in measured)]
-    assert effort.total(both) == pytest.approx(effort.total(measured))
-    assert effort.total(measured) > effort.total([e.training for e in measured])
+    assert progress.total(both) == pytest.approx(progress.total(measured))
+    assert progress.total(measured) > progress.total([e.training for e in measured])

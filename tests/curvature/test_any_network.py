@@ -337,6 +337,6 @@ def test_more_steps_than_parameters_are_as_many_as_there_are():
 
 
 def test_a_basis_that_does_not_fit_is_said_with_its_size(monkeypatch):
-    monkeypatch.setattr("saddlebook.curvature.recurrence._free", lambda device: 2**20)
+    monkeypatch.setattr("saddlebook.curvature.lanczos._free", lambda device: 2**20)
     with pytest.raises(ResourceError, match=r"100 Lanczos steps .* 3,003 parameters"):
         spectrum(nn.Linear(1000, 3), CE, torch.randn(9, 1000), LABELS[:9])

@@ -12,14 +12,19 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev
 
 from saddlebook import models
-from saddlebook.curvature.certify import certified, check_fixed, start, with_trace
+from saddlebook.curvature.certify import (
+    certified,
+    check_fixed,
+    exact_trace,
+    piecewise_affine,
+    start,
+    with_trace,
+)
 from saddlebook.curvature.hessian import class_spectra, spectrum
-from saddlebook.curvature.lanczos import distilled
+from saddlebook.curvature.lanczos import advance, distilled, starts
 from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.products import Product
-from saddlebook.curvature.recurrence import advance, starts
 from saddlebook.curvature.resnet import ResNetProduct, best_product
-from saddlebook.curvature.traces import exact_trace, piecewise_affine
 from saddlebook.errors import NumericalError, ResourceError, UsageError, VerifyError
 from saddlebook.losses import FocalLoss, LDAMLoss, VSLoss
 

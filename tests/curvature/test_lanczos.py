@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saddlebook.curvature.lanczos import lanczos
-from saddlebook.curvature.recurrence import State, advance, starts
+from saddlebook.curvature.lanczos import State, advance, lanczos, starts
 from saddlebook.errors import NumericalError, UsageError
 
 SIZE = 200

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from saddlebook.curvature import hessian, modes, published
-from saddlebook.curvature.lanczos import lanczos
+from saddlebook.curvature import hessian, published
+from saddlebook.curvature.lanczos import lanczos, starts
 from saddlebook.curvature.problem import Problem
-from saddlebook.curvature.recurrence import starts
 from saddlebook.curvature.resnet import best_product
 from saddlebook.data import augment, normalise
 from saddlebook.errors import UsageError
@@ -41,7 +40,7 @@ class Drawn:
         self.draws = 0
 
     def __iter__(self):
-        fresh = modes.redraw(self.images, self.seed, self.draws, torch.float32)
+        fresh = published.redraw(self.images, self.seed, self.draws, torch.float32)
         self.draws += 1
         return iter([(fresh, self.labels)])
 
@@ -131,7 +130,7 @@ def test_a_changing_positive_operator_fakes_a_mirrored_spectrum_only_with_beta_b
 def test_each_draw_is_another_and_the_same_draw_is_the_same():
     images = small()[2]
     first, again, other = (
-        modes.redraw(images, 0, draw, torch.float32) for draw in (5, 5, 6)
+        published.redraw(images, 0, draw, torch.float32) for draw in (5, 5, 6)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -151,15 +150,15 @@ def test_redrawn_products_change_from_call_to_call_and_repeat_from_the_start():
 
 def test_frozen_holds_every_image_in_each_draw():
     images, labels = small()[2:]
-    fixed, targets = modes.inputs(hessian.MODES["frozen"], images, labels, 1, 3)
+    fixed, targets = published.inputs(hessian.MODES["frozen"], images, labels, 1, 3)
     assert fixed.shape == (36, 3, 8, 8)
-    assert torch.equal(fixed[12:24], modes.redraw(images, 1, 1, torch.float32))
+    assert torch.equal(fixed[12:24], published.redraw(images, 1, 1, torch.float32))
     assert torch.equal(targets, labels.repeat(3))
 
 
 def test_views_are_all_that_training_draws_and_nothing_else():
     images = small()[2][:1]
-    views = {bytes(view.numpy().tobytes()) for view in modes.views(images)}
+    views = {bytes(view.numpy().tobytes()) for view in published.views(images)}
     first = torch.tensor([0])
     drawn = Counter(
         bytes(augment(images, 0, epoch, first).numpy().tobytes())
@@ -175,7 +174,7 @@ def test_augmented_measures_the_mean_loss_over_all_views():
     found = hessian.measure(model, loss, images, labels, "augmented", steps=STEPS)
     products = [
         best_product(Problem(model, loss, normalise(view), labels), torch.float64)
-        for view in modes.views(images)
+        for view in published.views(images)
     ]
     assert found["loss"] == pytest.approx(np.mean([p.value() for p in products]))
     slope = sum(p.gradient() for p in products) / len(products)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from test_spectra import item, released, run
 
-from saddlebook.figures import density as curvature_density
+from saddlebook.figures import spectra as curvature_density
 from saddlebook.figures import spectra as drawn
 from saddlebook.figures import style as svg
 from saddlebook.findings import report
-from saddlebook.findings import spectra as curvature
+from saddlebook.findings import tables as curvature
 
 PRINTED = curvature.published_dynamics(report.paper("dynamics"))
 

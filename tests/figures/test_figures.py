@@ -15,7 +15,7 @@ from test_report import TAILS, study
 
 from saddlebook import figures
 from saddlebook.figures import style as svg
-from saddlebook.findings import claims, gains, report
+from saddlebook.findings import claims, hypotheses, report
 
 LIGHT, DARK = "#ffffff", "#14181e"  # pages of pydata-sphinx-theme 0.15
 PAPER = report.paper("table1", "cifar10")
@@ -139,7 +139,7 @@ def test_methods_shows_ours_and_the_papers_in_one_row_each(cells):
 
 
 def test_effects_show_every_pair_the_interval_and_none(runs):
-    judged = claims.judge(gains.main_table(), runs).iloc[:8]
+    judged = claims.judge(hypotheses.main_table(), runs).iloc[:8]
     ax = figures.effects(judged)
     points = drawn(ax)[:, 0]
     row = judged.set_index("claim").loc["CE+DRW+SAM − CE+DRW, tail"]

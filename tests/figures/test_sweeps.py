@@ -11,8 +11,8 @@ from worlds import as_the_poster, made, world
 
 from saddlebook import studies
 from saddlebook.experiment import at_scale
-from saddlebook.figures import rivals, sweeps, widgets
 from saddlebook.figures import style as svg
+from saddlebook.figures import sweeps, widgets
 from saddlebook.findings import report
 
 NODE = shutil.which("node") or str(compute_driver_executable()[0])
@@ -111,7 +111,7 @@ def test_an_empty_study_draws_as_not_run_yet():
     table = sweeps.by_group(sweeps.runs([]))
     ax = sweeps.curve(table, "rho", "accuracy", "group")
     assert "not run yet" in svg.inline(ax.figure)
-    assert "not run yet" in rivals.strips(table).get_label()
+    assert "not run yet" in sweeps.strips(table).get_label()
     assert sweeps.setting([]) == "not run yet"
 
 
@@ -129,18 +129,18 @@ def test_spectra_are_those_of_the_rarest_class_after_the_last_epoch():
 def test_rivals_are_undecided_whatever_they_give():
     printed = report.paper("optimizers", "cifar10")
     runs = [made(at_scale(e, "full"), 77, 65) for e in studies.optimizers()]
-    table = rivals.comparison(runs, printed)
+    table = sweeps.comparison(runs, printed)
     for name in ("CE+DRW+PGD", "CE+DRW+LPF-SGD"):
         assert table.loc[name, "verdict"] == "undecided: protocol not published"
     # no spread printed
     assert table.loc["CE+DRW", "verdict"] == "overall undecided, tail undecided"
     assert table.loc["CE+DRW+PGD", "tail, paper"] == "65.0"
-    empty = rivals.comparison([], printed)
+    empty = sweeps.comparison([], printed)
     assert list(empty["runs"]) == [0, 0, 0, 0]
 
 
 def test_reruns_stand_beside_the_papers_rows_of_the_same_cell():
-    table = rivals.reruns(report.paper("reruns"), report.paper("table1"))
+    table = sweeps.reruns(report.paper("reruns"), report.paper("table1"))
     row = table[(table.index == "CIFAR-100-LT") & (table["method"] == "VS")].iloc[0]
     assert list(row[1:]) == ["41.7", "42.7", "46.3", "46.6"]
     assert len(table) == 6

@@ -12,7 +12,7 @@ from worlds import FAMILY, as_the_poster, world
 
 from saddlebook import studies
 from saddlebook.experiment import at_scale
-from saddlebook.findings import claims, gains, hypotheses, inference, readme
+from saddlebook.findings import claims, hypotheses, inference, readme
 from saddlebook.findings.claims import Claim, Contrast, Family
 
 FIVE = hypotheses.five()
@@ -192,7 +192,7 @@ def test_identifiers_are_of_one_claim_and_one_family():
 
 
 def test_tables_say_a_verdict_in_one_vocabulary():
-    found = claims.judge(gains.main_table(), world())
+    found = claims.judge(hypotheses.main_table(), world())
     assert set(found["word"]) | set(found["registered"]) <= set(inference.WORDS)
     shown = claims.listing(found)
     undecided = shown["verdict"] == "undecided"

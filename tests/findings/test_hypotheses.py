@@ -12,12 +12,12 @@ from worlds import FAMILY, as_the_poster, made, world
 
 from saddlebook import studies
 from saddlebook.experiment import at_scale
-from saddlebook.findings import claims, gains, hypotheses, readme
+from saddlebook.findings import claims, hypotheses, readme
 from saddlebook.store import Store
 
 
 def verdicts(records):
-    families = (hypotheses.five(), gains.main_table())
+    families = (hypotheses.five(), hypotheses.main_table())
     tables = [claims.judge(family, records) for family in families]
     return pd.concat(tables).set_index("claim")["word"].to_dict()
 

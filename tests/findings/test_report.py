@@ -13,7 +13,7 @@ from scipy import stats
 from saddlebook import data, studies
 from saddlebook.errors import UsageError
 from saddlebook.experiment import Experiment, at_scale
-from saddlebook.findings import claims, gains, inference, report
+from saddlebook.findings import claims, hypotheses, inference, report
 from saddlebook.findings.inference import Sample
 from saddlebook.record import _PROVENANCE, Record
 
@@ -338,7 +338,7 @@ def test_every_printed_number_names_its_source_and_misprints_stay_empty():
 
 
 def test_what_the_papers_own_numbers_support():
-    found = gains.printed_effects(TABLE1).set_index(["dataset", "base", "group"])
+    found = hypotheses.printed_effects(TABLE1).set_index(["dataset", "base", "group"])
     expected = {  # adjusted p-values of reliability section E6, computed independently
         ("cifar10", "CE"): (0.055, 1.0),
         ("cifar10", "CE+DRW"): (0.004, 0.001),
@@ -357,22 +357,22 @@ def test_what_the_papers_own_numbers_support():
 
 
 def test_the_other_reading_of_the_misprint_changes_no_conclusion():
-    one = gains.printed_effects(TABLE1)
-    two = gains.printed_effects(TABLE1, unknown_spread=1.2)
+    one = hypotheses.printed_effects(TABLE1)
+    two = hypotheses.printed_effects(TABLE1, unknown_spread=1.2)
     assert ((one.p_holm < 0.05) == (two.p_holm < 0.05)).all()
     row = two.query("dataset == 'cifar10' and base == 'VS' and group == 'tail'")
     assert round(row["p_holm"].item(), 3) == 0.025
 
 
 def test_the_abstracts_averages_follow_from_the_table():
-    found = gains.printed_effects(TABLE1)
+    found = hypotheses.printed_effects(TABLE1)
     gain = found[found["base"] == "VS"].groupby("group")["difference"].mean()
     assert gain["tail"] == pytest.approx(6.3)
     assert gain["overall"] == pytest.approx(4.35)
 
 
 def test_the_family_is_every_base_overall_and_tail_and_the_control():
-    family = gains.main_table()
+    family = hypotheses.main_table()
     assert len(family.claims) == 8 + 4
     methods = {e.method for e in family.experiments("full")}
     assert methods == {e.method for e in studies.table1() + studies.control()}
@@ -398,7 +398,7 @@ def tails(changes):
     tuned, tuned_sam = (exp.method for exp in studies.control(seeds=(0,)))
     same = TAILS["CE+DRW+SAM"]
     runs = study(TAILS | {tuned: same, tuned_sam: same[::-1]} | changes)
-    found = claims.judge(gains.main_table(), runs)
+    found = claims.judge(hypotheses.main_table(), runs)
     return found[found["group"] == "tail"].set_index("contrast")
 
 
@@ -436,14 +436,14 @@ def test_a_gain_below_the_margin_is_no_gain_and_one_above_refutes_it(sam, word):
 
 
 def test_the_gap_between_groups_is_paired_by_run():
-    found = claims.judge(gains.gap(), study({"CE": TAILS["CE"]})).iloc[0]
+    found = claims.judge(hypotheses.gap(), study({"CE": TAILS["CE"]})).iloc[0]
     gaps = [90 - tail for tail in TAILS["CE"]]
     assert found["difference"] == pytest.approx(np.mean(gaps))
     assert found["p"] == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
 
 
 def test_the_baselines_are_compared_with_plain_cross_entropy():
-    found = gains.baselines().claims
+    found = hypotheses.baselines().claims
     assert [c.name for c in found[1::2]] == [
         f"{m} − CE, tail" for m in ("CE+DRW", "LDAM+DRW", "VS")
     ]
@@ -477,7 +477,7 @@ def test_runs_made_twice_are_pairs_of_one_training_by_two_codes():
 
 def test_order_counts_pairs_and_is_scipys_tau():
     ours = report.by_method(study(TAILS))
-    found = gains.order(ours, CIFAR10)
+    found = hypotheses.order(ours, CIFAR10)
     means = {m: np.mean(t) for m, t in TAILS.items()}
     printed = CIFAR10[CIFAR10.group == "tail"]
     printed = printed.set_index("method")["mean"]

@@ -12,11 +12,11 @@ from records import record
 from scipy import stats
 
 from saddlebook import studies
-from saddlebook.book import shipped
+from saddlebook.book import gather
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.experiment import at_scale
 from saddlebook.findings import claims, report, spectra_claims
-from saddlebook.findings import spectra as curvature
+from saddlebook.findings import tables as curvature
 from saddlebook.findings import tables as curvature_tables
 from saddlebook.findings.claims import Claim, Family
 from saddlebook.findings.spectra_claims import Cell, Exceeds
@@ -325,9 +325,9 @@ def test_shipped_networks_are_small_whole_and_said_to_be_missing_elsewhere(tmp_p
     from saddlebook import measure
 
     for optimizer, scale in itertools.product(("sgd", "sam"), ("lite", "full")):
-        path = shipped.weights(optimizer, scale=scale)
+        path = gather.weights(optimizer, scale=scale)
         assert path.stat().st_size < 1e6
-        model = measure.load_model(shipped.experiment(optimizer, scale), path)
+        model = measure.load_model(gather.experiment(optimizer, scale), path)
         assert all(torch.isfinite(p).all() for p in model.parameters())
-    assert "weights" in shipped.spectrum(9, results=tmp_path)
-    assert "SADDLEBOOK_DATA" in shipped.spectrum(9, root=str(tmp_path))
+    assert "weights" in gather.spectrum(9, results=tmp_path)
+    assert "SADDLEBOOK_DATA" in gather.spectrum(9, root=str(tmp_path))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from saddlebook.findings.wording import typeset
+from saddlebook.findings.claims import typeset
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from saddlebook.disk import checkpoint
 from saddlebook.errors import CorruptError, NumericalError, Stopped
 from saddlebook.experiment import Experiment
 from saddlebook.train import train
-from saddlebook.train.run import Run
-from saddlebook.train.task import prepare
+from saddlebook.train.run import Run, prepare
 
 TINY = Experiment(
     scale="quick", dataset="digits", max_count=40, imbalance_factor=4.0, image_size=8,

@@ -1,7 +1,9 @@
-"""What is there of a study whose runs are still being made, and what makes the rest.
+"""Fetches what a chapter shows: records that are there, runs made now, shipped weights.
 
-For chapters whose records arrive one by one: they show what exists and say what does
-not, with the command, instead of failing.
+Where records arrive one by one, a chapter shows those that exist and names the command
+for the rest. Told to train, it makes them while the reader watches. Trained networks
+(CE+DRW with SGD and with SAM, last epoch) lie in ``results/weights``; their images are
+the reader's own copy, and without it the chapter shows the stored spectrum.
 """
 
 from __future__ import annotations
@@ -20,6 +22,20 @@ if TYPE_CHECKING:
     from saddlebook.book.page import Page
     from saddlebook.findings.claims import Family
     from saddlebook.record import Record
+import io
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from saddlebook import data, measure
+from saddlebook.curvature import hessian
+from saddlebook.curvature.spectrum import Spectrum
+from saddlebook.errors import DataError
+from saddlebook.experiment import at_scale
+from saddlebook.store import RESULTS
+from saddlebook.train import run
 
 
 def gather(
@@ -94,3 +110,133 @@ def _tell(found: Mapping[str, Found]) -> None:
     if parts:
         text = "\n".join(["**Not all is run yet.**", "", *parts])
         display({"text/markdown": text, "text/plain": text}, raw=True)
+
+
+def make(
+    experiments: Sequence[Experiment],
+    results: Path,
+    *,
+    data_root: str | None,
+    device: str,
+    workers: int,
+) -> None:
+    """Train, measure and store runs in processes of their own, under one bar.
+
+    The kernel only watches: should it die, its workers die with it, and the same
+    chapter goes on from their checkpoints, which lie beside ``results``.
+
+    Args:
+        experiments: Without a record, of one scale.
+        results: Folder of stores.
+        data_root: Folder with CIFAR; None: the cache folder.
+        device: As ``workers.devices`` takes it.
+        workers: Processes on the CPU.
+
+    Raises:
+        SaddlebookError: What a run met; what is finished is kept.
+    """
+    from saddlebook import workers as crew
+    from saddlebook.progress import Progress
+    from saddlebook.runner import WORK
+
+    devices = crew.devices(device, workers)
+    board = Board()
+    board.say(f"{len(experiments)} runs to make at {experiments[0].scale} scale")
+    progress = Progress.over(experiments, file=board)
+    try:
+        crew.share(
+            experiments,
+            devices,
+            results=results,
+            work=results.parent / WORK,
+            data_root=data_root,
+            watcher=progress,
+            note=board.say,
+        )
+    finally:
+        progress.close()
+    board.say(f"{len(experiments)} runs made")
+
+
+class Board(io.TextIOBase):
+    """A file for a bar: one place in a notebook, and few plain lines for a log.
+
+    A notebook in a browser shows the place. Where none is (papermill), each line is
+    printed whose time has come: half a minute after the last, later less often.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self._plain = "JPY_SESSION_NAME" not in os.environ  # set by Jupyter's server
+        self._began = self._printed = time.monotonic()
+        self._place: Any = display(self._shown(""), raw=True, display_id=True)
+
+    def _shown(self, text: str) -> dict[str, str]:
+        return {"text/plain": text}
+
+    def write(self, text: str) -> int:
+        """Take what a bar draws; carriage returns and empty lines say nothing."""
+        if line := text.strip("\r\n \x1b[A"):
+            self._place.update(self._shown(line), raw=True)
+            now = time.monotonic()
+            wait = max(30, (now - self._began) / 50)
+            if self._plain and now - self._printed > wait:
+                self.say(line)
+        return len(text)
+
+    def say(self, line: str) -> None:
+        """Print a line at once."""
+        self._printed = time.monotonic()
+        print(line, flush=True)
+
+
+def experiment(optimizer: str = "sgd", scale: str = "lite") -> Experiment:
+    """What the shipped network of this optimizer and scale was trained as."""
+    runs = {exp.optimizer: exp for exp in studies.dynamics(seeds=(0,))}
+    return at_scale(runs[optimizer], scale)
+
+
+def weights(
+    optimizer: str = "sgd", results: str | Path = RESULTS, scale: str = "lite"
+) -> Path:
+    """Where its weights are, if they are there."""
+    exp = experiment(optimizer, scale)
+    return Path(results) / "weights" / f"{exp.slug.removesuffix(f'_{exp.key}')}.weights"
+
+
+def spectrum(
+    class_: int,
+    optimizer: str = "sgd",
+    root: str | None = None,
+    results: str | Path = RESULTS,
+    scale: str = "lite",
+) -> Spectrum | str:
+    """Spectrum of one class's loss at a shipped network, or why it cannot be had.
+
+    Args:
+        class_: Class to measure; the rare ones take seconds.
+        optimizer: ``sgd`` or ``sam``.
+        root: Folder with CIFAR-10; that of SADDLEBOOK_DATA.
+        results: Folder with ``weights/``.
+        scale: ``lite``, or ``full``: the paper's own setting.
+    """
+    path, exp = weights(optimizer, results, scale), experiment(optimizer, scale)
+    if not path.is_file():
+        return "the shipped weights are not here"
+    try:
+        with warnings.catch_warnings(action="ignore"):  # an unwritable cache
+            images = data.load(exp.dataset, root or os.environ.get("SADDLEBOOK_DATA"))
+    except DataError:
+        return "CIFAR-10 is not here (set SADDLEBOOK_DATA to the folder that has it)"
+    ready = run.prepare(exp, images)
+    rows = ready.labels == class_
+    return hessian.spectrum(
+        measure.load_model(exp, path),
+        measure.class_loss(exp, ready.class_counts),
+        data.normalise(ready.images[rows]),
+        ready.labels[rows],
+        rtol=0.01,
+    )

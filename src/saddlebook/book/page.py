@@ -19,13 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saddlebook.book.making import make
-from saddlebook.book.parameters import PARAMETERS, check_injected, check_types
+from saddlebook.book.chapters import PARAMETERS, check_injected, check_types
+from saddlebook.book.gather import make
 from saddlebook.book.sheets import badge, fitting, markup, word_of
 from saddlebook.errors import LockedError, UsageError
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import claims
-from saddlebook.findings.wording import typeset
+from saddlebook.findings.claims import typeset
 from saddlebook.store import RESULTS, Found, find, lacking
 from saddlebook.studies import chosen_seeds
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saddlebook import effort, studies, workers
+from saddlebook import progress, studies, workers
 from saddlebook.book import build, chapters
 from saddlebook.errors import SaddlebookError, Stopped
 from saddlebook.experiment import Experiment
@@ -62,7 +62,7 @@ def plan(scale: str, results: str | Path) -> list[Part]:
         wanted = dict.fromkeys(e for name in names for e in studies.named(name))
         found = find(wanted, results, scale)
         todo = tuple(e for e in found.missing if e not in before)
-        work = effort.total([*before, *todo]) - effort.total(before)
+        work = progress.total([*before, *todo]) - progress.total(before)
         before |= dict.fromkeys(todo)
         here = len(found.records)
         parts.append(Part(chapter, here + len(found.missing), here, todo, work))
@@ -183,7 +183,7 @@ def _measured(
     if not todo:
         return 0.0
     say(f"measuring for {seconds:.0f} s how fast the first of {len(todo)} runs go …")
-    timed = _Timed(effort.total(todo), seconds, show, patience=4 * seconds)
+    timed = _Timed(progress.total(todo), seconds, show, patience=4 * seconds)
     try:
         with timed.signals():
             workers.share(todo, crew, watcher=timed, **places)

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from saddlebook.findings.claims import typeset
 from saddlebook.findings.inference import WORDS
-from saddlebook.findings.wording import typeset
 
 _MOST_COLUMNS = 6  # of a table, in a window of 1280 px
 

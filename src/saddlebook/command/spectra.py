@@ -1,7 +1,7 @@
-"""``python -m saddlebook spectra``: class spectra of a user's own network.
+"""Measures class spectra of a user's own network: ``python -m saddlebook spectra``.
 
-A table, a figure and a record; the latter two are written whole after every class, so
-that a stopped measurement goes on where it was.
+A table, a figure and a record that can be checked; the latter two are written whole
+after every class, so that a stopped measurement goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,24 +17,169 @@ from typing import Any
 import torch
 
 from saddlebook import data, runner
-from saddlebook.command import sheet as spectra_sheet
 from saddlebook.command import subject
 from saddlebook.command.subject import Subject
 from saddlebook.curvature.hessian import PRECISIONS, solve
 from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.spectrum import rounded
 from saddlebook.data.folders import Images
-from saddlebook.disk.files import write_whole
-from saddlebook.disk.provenance import Provenance
+from saddlebook.disk.files import dump_json, load_json, sha256, write_whole
+from saddlebook.disk.provenance import Provenance, is_current
 from saddlebook.errors import (
+    CorruptError,
     MachineError,
     NumericalError,
     Stopped,
     UsageError,
+    explained,
     nearest,
     one_of,
+    printable,
 )
 from saddlebook.progress import Progress
+
+SCHEMA = "saddlebook spectra 1"
+_HEAD = ("class", "images", "λmin", "λmax", "|λmin/λmax|", "trace", "loss", "‖∇loss‖")
+
+
+def to_bytes(told: dict[str, Any], items: list[dict[str, Any]]) -> bytes:
+    """The record: what was measured, of what, and a digest of all of it."""
+    content = {"schema": SCHEMA, "of": told, "classes": items}
+    return dump_json(content | {"digest": sha256(dump_json(content))})
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a record and check that it is whole and unedited.
+
+    Returns:
+        ``of`` (checkpoint, model, data, settings) and ``classes``: a list of spectra
+        as ``Spectrum.to_dict`` has them, with class, images, loss (nats), norm of its
+        gradient, and provenance.
+
+    Raises:
+        CorruptError: Damaged, edited, or another kind of file.
+    """
+    content = load_json(path)
+    with explained(f"{path} is no record of the spectra command", "move it away"):
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']!r}")
+        if content.pop("digest", None) != sha256(dump_json(content)):
+            raise CorruptError(f"{path}: digest mismatch, it was edited or damaged")
+        table(content["classes"])  # holds all that is shown
+        return content | {"of": dict(content["of"])}
+
+
+def resumed(path: Path, told: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Classes in the record that this code measured, by number; none without one.
+
+    Raises:
+        UsageError: It is of something else, by ``told``.
+        CorruptError: As ``load``.
+    """
+    if not path.exists():
+        return {}
+    content = load(path)
+    if other := [name for name in told if content["of"].get(name) != told[name]]:
+        raise UsageError(
+            f"{path} holds another measurement ({', '.join(other)} differ); move it "
+            "away, or give another --out"
+        )
+    return {item["class"]: item for item in content["classes"] if _is_current(item)}
+
+
+def _is_current(item: dict[str, Any]) -> bool:
+    origin = item["provenance"]  # without a digest in records of older versions
+    return is_current(origin["numerics"], origin.get("curvature", ""))
+
+
+def finished(item: dict[str, Any] | None, steps: int) -> bool:
+    """Whether both ends converged, or ``steps`` steps were not enough for it."""
+    return item is not None and (all(item["converged"]) or item["steps"] >= steps)
+
+
+def table(items: list[dict[str, Any]]) -> str:
+    """A line a class; a value that did not converge is no number."""
+    rows = [_HEAD, *map(_row, items)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
+    low, high = item["converged"]
+    return (
+        f"{item['class']} {item['name']}",
+        str(item["images"]),
+        _cell(item, "lambda_min", low),
+        _cell(item, "lambda_max", high),
+        _cell(item, "nonconvexity", low and high),
+        f"{item['trace']:.4g} ± {item['trace_error']:.1g}",
+        f"{item['loss']:.3g}",
+        f"{item['gradient_norm']:.3g}",
+    )
+
+
+def _cell(item: dict[str, Any], name: str, known: bool) -> str:
+    if not known:
+        return "unconverged"
+    if item[name] is None:  # the ratio, where no eigenvalue is above zero
+        return "undefined"
+    return f"{item[name]:.4g} ± {item[f'{name}_bound']:.1g}"
+
+
+_COLUMNS, _MOST = 2, 12  # panels of a row and of a figure; the table has every class
+
+
+def densities(items: list[dict[str, Any]]) -> bytes:
+    """Spectral densities on symmetric-log axes, linear below the widest bound: an SVG.
+
+    Stems are single converged eigenvalues; the first twelve classes are drawn.
+    """
+    from saddlebook.figures import style
+
+    shown = items[:_MOST]
+    columns = min(_COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    axes = style.panels(columns, height=2.6 * rows, rows=rows)
+    for ax, item in zip(axes, shown, strict=False):
+        known = "" if all(item["converged"]) else " (ends unconverged)"
+        _panel(item, ax)
+        name = f"class {item['class']} {printable(item['name'])}{known}"
+        ax.set_title(name, parse_math=False)
+    for ax in axes[len(shown) :]:
+        ax.remove()
+    axes[0].set_ylabel("share of eigenvalues per decade")
+    figure = axes[0].get_figure(root=True)
+    assert figure is not None
+    return style.standalone(figure)
+
+
+def _panel(item: dict[str, Any], ax: Any) -> None:
+    import pandas as pd
+
+    from saddlebook.figures.spectra import density
+
+    bounds = item["lambda_min_bound"], item["lambda_max_bound"]
+    scale = max(abs(item["lambda_min"]), abs(item["lambda_max"]))
+    if scale == 0:
+        ax.set_xlabel("no curvature at all")
+        return
+    row = {"item": item, "method": "this network", "reported": False}
+    density(pd.DataFrame([row]), max(*bounds, 1e-6 * scale), ax)
+
+
+def _check_drawing() -> None:
+    """That what the figure needs is installed, before anything is measured."""
+    try:
+        from saddlebook.figures import spectra  # noqa: F401
+    except ImportError as error:
+        raise MachineError(
+            f"the figure needs {error.name}; pip install 'saddlebook[book]'"
+        ) from error
+
 
 _NUMERICS = ("steps", "seed", "rtol", "precision")
 
@@ -82,42 +227,32 @@ def command(options: argparse.Namespace, show: Callable[[str], None]) -> int:
         NumericalError: An end did not converge; all is written, and marked.
         SaddlebookError: Anything else; classes finished before are kept.
     """
-    draw = _drawing()
+    _check_drawing()
     _check(options)
     chosen = subject.build(options)
     numbers = _classes(options.classes, chosen.images)
     out = options.out or f"{Path(options.checkpoint).stem}-spectra"
     path = Path(f"{out}.json")
-    done = spectra_sheet.resumed(path, chosen.told)
+    done = resumed(path, chosen.told)
     progress = Progress(len(numbers) * options.steps, not options.quiet, "step")
     with progress.signals():
         try:
             for place, number in enumerate(numbers):
-                if spectra_sheet.finished(done.get(number), options.steps):
+                if finished(done.get(number), options.steps):
                     continue
                 tick = _ticking(progress, number, place * options.steps)
                 done[number] = _measured(chosen, number, options, tick)
                 items = [done[n] for n in sorted(done)]
-                write_whole(path, spectra_sheet.to_bytes(chosen.told, items))
-                write_whole(f"{out}.svg", draw(items))
+                write_whole(path, to_bytes(chosen.told, items))
+                write_whole(f"{out}.svg", densities(items))
         finally:
             progress.close()
             if progress.signal == signal.SIGINT:
                 raise KeyboardInterrupt
-    show(spectra_sheet.table([done[n] for n in numbers]))
+    show(table([done[n] for n in numbers]))
     show(f"\nin {path} (record) and {out}.svg (densities)")
     _complain([n for n in numbers if not all(done[n]["converged"])], options.steps)
     return 0
-
-
-def _drawing() -> Callable[[list[dict[str, Any]]], bytes]:
-    try:
-        from saddlebook.command.figure import densities
-    except ImportError as error:
-        raise MachineError(
-            f"the figure needs {error.name}; pip install 'saddlebook[book]'"
-        ) from error
-    return densities
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -21,11 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from saddlebook.curvature import certify, published
-from saddlebook.curvature.lanczos import Probe, certificate, distilled
-from saddlebook.curvature.modes import MODES, Mode, inputs
+from saddlebook.curvature.lanczos import (
+    Probe,
+    Progress,
+    State,
+    advance,
+    certificate,
+    check,
+    distilled,
+)
 from saddlebook.curvature.problem import Loss, Problem, bare
 from saddlebook.curvature.products import Product
-from saddlebook.curvature.recurrence import Progress, State, advance, check
+from saddlebook.curvature.published import MODES, Mode, inputs
 from saddlebook.curvature.resnet import best_product
 from saddlebook.curvature.spectrum import Spectrum, rounded
 from saddlebook.data import normalise

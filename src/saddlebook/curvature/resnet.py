@@ -1,10 +1,14 @@
-"""Hessian-vector products of the project's own ResNets without autograd.
+"""Multiplies by the Hessian of the project's own ResNets without autograd.
 
 Knows the order of the layers of ``models.CifarResNet``. Activations and backward deltas
 of the images do not depend on the vector: they are computed once (a ``Tape``) and kept
 while memory allows. A product then differentiates both passes by hand along the vector:
 a convolution costs one forward and one input gradient over twice the channels, and two
 weight gradients.
+
+Batch norm in eval mode is folded into the convolution before it. With d = 1/√(σ² + ε),
+the affine map of a channel makes of a convolution with weight W one with
+    W' = γ·d·W and bias b' = β − γ·d·μ.
 
 Legend: n parameters, B images of a chunk, I and O channels, D features; a dot marks the
 derivative along the vector.
@@ -15,28 +19,171 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from saddlebook.curvature.folding import Unit, units
-from saddlebook.curvature.layers import (
-    NHWC,
-    Turn,
-    add_shortcut_gradient,
-    input_gradient,
-    spread,
-    through,
-    weight_gradient,
-)
 from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.products import KEEP, Product
 from saddlebook.errors import UsageError
 from saddlebook.models import Block, CifarResNet
+
+NHWC = torch.channels_last
+
+
+class Turn(NamedTuple):
+    """A convolution and its derivative, laid side by side to be applied in one go."""
+
+    wide: Tensor  # (W, Ẇ) by input channel. [O, 2I, 3, 3]
+    tall: Tensor  # (W, Ẇ) by output channel. [2O, I, 3, 3]
+    bias: Tensor  # ḃ. [O]
+    stride: int
+
+    @classmethod
+    def of(cls, weight: Tensor, dot: Tensor, bias: Tensor, stride: int) -> Turn:
+        """From W and Ẇ [O, I, 3, 3] and ḃ [O]."""
+        sides = (torch.cat([weight, dot], side) for side in (1, 0))
+        wide, tall = (side.contiguous(memory_format=NHWC) for side in sides)
+        return cls(wide, tall, bias, stride)
+
+    def forward(self, dot: Tensor, x: Tensor) -> Tensor:
+        """W·ẋ + Ẇ·x + ḃ as one convolution. [B, O, H', W']"""
+        both = torch.cat([dot, x], 1)
+        return F.conv2d(both, self.wide, self.bias, self.stride, 1)
+
+    def backward(self, dot: Tensor, delta: Tensor, x: Tensor) -> Tensor:
+        """Wᵀ·δ̇ + Ẇᵀ·δ as one convolution; x gives the shape. [B, I, H, W]"""
+        return input_gradient(torch.cat([dot, delta], 1), x, self.tall, self.stride)
+
+
+def through(delta: Tensor, output: Tensor) -> Tensor:
+    """Back (or forward, they are the same) through the ReLU that gave ``output``."""
+    return torch.ops.aten.threshold_backward(delta, output, 0)
+
+
+def spread(slope: Tensor, like: Tensor) -> Tensor:
+    """Gradient of the mean over positions: [B, D] to [B, D, H, W]."""
+    share = slope.to(like.dtype) / (like.shape[2] * like.shape[3])
+    return share[:, :, None, None].expand_as(like).contiguous(memory_format=NHWC)
+
+
+def add_shortcut_gradient(delta: Tensor, joint: Tensor, block: Block) -> None:
+    """Add to a block's input gradient what comes back through its shortcut."""
+    channels = slice(block.pad, block.pad + delta.shape[1])
+    delta[:, :, :: block.stride, :: block.stride] += joint[:, channels]
+
+
+def input_gradient(delta: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Gradient of a 3×3 convolution in its input x. [B, I, H, W]"""
+    return _gradients(delta, x, weight, stride, [True, False, False])[0]
+
+
+def weight_gradient(x: Tensor, delta: Tensor, stride: int) -> Tensor:
+    """Gradient of a 3×3 convolution in its weight. [O, I, 3, 3]"""
+    weight = x.new_empty((delta.shape[1], x.shape[1], 3, 3))
+    shaped = weight.contiguous(memory_format=NHWC)
+    return _gradients(delta, x, shaped, stride, [False, True, False])[1]
+
+
+def _gradients(
+    delta: Tensor, x: Tensor, weight: Tensor, stride: int, mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    one = [1, 1]
+    return torch.ops.aten.convolution_backward(
+        delta, x, weight, None, [stride] * 2, one, one, False, [0, 0], 1, mask
+    )
+
+
+class Unit(NamedTuple):
+    """A convolution and the batch norm behind it, by the names of their parameters."""
+
+    conv: str
+    gamma: str
+    beta: str
+    stride: int
+    mean: Tensor  # μ. [O]
+    var: Tensor  # σ². [O]
+    eps: float
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor d = 1/√(σ² + ε). [O]"""
+        return (self.var + self.eps).rsqrt()
+
+    def stock(self, now: _Named, x: Tensor) -> Tensor:
+        """The two layers as they stand, unfolded. [B, I, H, W] → [B, O, H', W']"""
+        out = F.conv2d(x, now[self.conv], None, self.stride, 1)
+        stats = self.mean, self.var, now[self.gamma], now[self.beta]
+        return F.batch_norm(out, *stats, training=False, eps=self.eps)
+
+    def folded(self, now: _Named) -> Tensor:
+        """Weight W'. [O, I, 3, 3]"""
+        return _rows(now[self.gamma] * self.scale) * now[self.conv]
+
+    def turned(self, now: _Named, dot: _Named) -> tuple[Tensor, Tensor]:
+        """Ẇ' = d·(γ·Ẇ + γ̇·W) and ḃ' = β̇ − γ̇·d·μ."""
+        old, new = now[self.gamma] * self.scale, dot[self.gamma] * self.scale
+        weight = _rows(old) * dot[self.conv] + _rows(new) * now[self.conv]
+        return weight, dot[self.beta] - new * self.mean
+
+    def unfolded(
+        self, now: _Named, dot: _Named, slope: Tensor, weight: Tensor, bias: Tensor
+    ) -> dict[str, Tensor]:
+        """Product in (W, γ, β) from that in (W', b').
+
+        W' is bilinear in W and γ, so the plain gradient in W' enters as well.
+
+        Args:
+            now: Parameters by name.
+            dot: The vector, by name.
+            slope: Gradient in W'. [O, I, 3, 3]
+            weight: Its derivative along the vector. [O, I, 3, 3]
+            bias: The same of the gradient in b'. [O]
+        """
+        old, new = now[self.gamma] * self.scale, dot[self.gamma] * self.scale
+        inner = (weight * now[self.conv] + slope * dot[self.conv]).flatten(1).sum(1)
+        return {
+            self.conv: _rows(old) * weight + _rows(new) * slope,
+            self.gamma: self.scale * (inner - bias * self.mean),
+            self.beta: bias,
+        }
+
+
+def units(model: nn.Module, fixed: _Named) -> list[Unit]:
+    """Every convolution of a ``CifarResNet`` with its batch norm, as the forward goes.
+
+    Args:
+        model: The network.
+        fixed: Its buffers by name, in the precision wanted.
+    """
+    return [_unit(model, fixed, *names) for names in _names(model)]
+
+
+def _names(model: nn.Module) -> Iterator[tuple[str, str]]:
+    yield "conv1", "bn1"
+    for name, module in model.named_modules():
+        if isinstance(module, Block):
+            yield f"{name}.conv1", f"{name}.bn1"
+            yield f"{name}.conv2", f"{name}.bn2"
+
+
+def _unit(model: nn.Module, fixed: _Named, conv: str, norm: str) -> Unit:
+    layer, affine = model.get_submodule(conv), model.get_submodule(norm)
+    assert isinstance(layer, nn.Conv2d)
+    assert isinstance(affine, nn.BatchNorm2d)
+    mean, var = (fixed[f"{norm}.running_{what}"] for what in ("mean", "var"))
+    names = f"{conv}.weight", f"{norm}.weight", f"{norm}.bias"
+    return Unit(*names, layer.stride[0], mean, var, affine.eps)
+
+
+def _rows(factor: Tensor) -> Tensor:
+    """[O] to [O, 1, 1, 1]: one factor an output channel."""
+    return factor[:, None, None, None]
+
 
 _Named = dict[str, Tensor]
 

@@ -1,11 +1,13 @@
 """Draws long-tailed datasets as the paper does: class counts, the draw, loading.
 
 Images are uint8 tensors ``[N, 3, H, W]``. Their way to the network (crops, flips,
-normalisation, resizing) is in ``augmentation`` and offered here too.
+normalisation, resizing) is in ``augmentation`` and offered here too. Decoded images are
+kept in one whole file with its digest, without pickle.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -20,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saddlebook.data import cache as decoded
 from saddlebook.data import own, sources
 from saddlebook.data.augmentation import EpochPlan as EpochPlan
 from saddlebook.data.augmentation import augment as augment
@@ -31,14 +32,54 @@ from saddlebook.data.augmentation import normalise as normalise
 from saddlebook.data.augmentation import padding as padding
 from saddlebook.data.augmentation import resize as resize
 from saddlebook.data.batches import Splits
-from saddlebook.errors import (
-    DataError,
-    MachineError,
-    ResourceError,
-    UsageError,
-    one_of,
-)
+from saddlebook.disk.files import read_whole, write_whole
+from saddlebook.errors import DataError, MachineError, ResourceError, UsageError, one_of
 from saddlebook.experiment import Experiment
+
+_MAGIC = b"saddlebook images 4 "
+
+
+def write_cache(path: Path, splits: Splits, digest: str) -> None:
+    """A line with the digest of the rest, a JSON line, then labels and pixels as bytes.
+
+    Raises:
+        ResourceError: The disk is full.
+        MachineError: The folder cannot be written.
+    """
+    header = {"digest": digest, "shapes": [images.shape for images, _ in splits]}
+    parts = [json.dumps(header).encode(), b"\n"]
+    for images, labels in splits:
+        parts += [labels.astype("<u2").tobytes(), images.tobytes()]
+    rest = b"".join(parts)
+    write_whole(path, _MAGIC + sha256(rest).hexdigest().encode() + b"\n" + rest)
+
+
+def read_cache(path: Path) -> tuple[Splits, str] | None:
+    """The two splits and their digest, or None if the file is not what was written."""
+    try:
+        content = np.frombuffer(bytearray(read_whole(path)), np.uint8)
+        return _decoded(content)
+    except Exception:  # not there, or not ours: it can be made again
+        return None
+
+
+def _decoded(content: NDArray[np.uint8]) -> tuple[Splits, str] | None:
+    start = len(_MAGIC) + 65
+    rest = content[start:]
+    first = _MAGIC + sha256(rest.data).hexdigest().encode() + b"\n"
+    if content[:start].tobytes() != first:
+        return None
+    line = rest[:1000].tobytes().partition(b"\n")[0]
+    header = json.loads(line)
+    train, test = header["shapes"]
+    sizes = [2 * train[0], math.prod(train), 2 * test[0], math.prod(test)]
+    parts = np.split(rest[len(line) + 1 :], np.cumsum(sizes)[:-1])
+    splits = (
+        (parts[1].reshape(train), parts[0].view("<u2").astype(np.int64)),
+        (parts[3].reshape(test), parts[2].view("<u2").astype(np.int64)),
+    )
+    return splits, header["digest"]
+
 
 CACHE = "~/.cache/saddlebook"
 
@@ -255,12 +296,12 @@ def load(
         splits = source.read()
         return _dataset(name, names, splits, _digest(name, splits))
     path = kept / f"{name.replace(':', '-')}-{source.fingerprint}.images"
-    if known := decoded.read(path):
+    if known := read_cache(path):
         return _dataset(name, names, *known)
     splits = source.read()
     digest = _digest(name, splits)
     try:
-        decoded.write(path, splits, digest)
+        write_cache(path, splits, digest)
     except (MachineError, ResourceError) as error:
         warnings.warn(f"images will be decoded again next time: {error}", stacklevel=2)
     return _dataset(name, names, splits, digest)

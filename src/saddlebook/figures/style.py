@@ -25,7 +25,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator
 
-from saddlebook.findings.wording import typeset
+from saddlebook.findings.claims import typeset
 
 _P = ParamSpec("_P")
 BLUE, ORANGE, TEAL, PURPLE = "#2f7fd0", "#d0661b", "#1f9080", "#a867c4"

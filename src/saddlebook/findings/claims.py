@@ -1,4 +1,4 @@
-"""Claims as data, and the one place and the one rule that judge them.
+"""Judges claims: the one place and the one rule, and how numbers are written.
 
 A claim has one identifier and belongs to one family. It is made of contrasts, each a
 number of every seed, and the bounds that the number must keep:
@@ -23,6 +23,7 @@ References:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +33,7 @@ import pandas as pd
 
 from saddlebook import studies
 from saddlebook.experiment import SCALES, Experiment, at_scale
-from saddlebook.findings import inference, spectra
+from saddlebook.findings import inference, tables
 from saddlebook.findings.inference import (
     ALPHA,
     CONTRADICTED,
@@ -42,8 +43,31 @@ from saddlebook.findings.inference import (
     UNDECIDED,
     Difference,
     Verdict,
-)  # fmt: skip
+)
 from saddlebook.record import Record
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_POWER = re.compile(r"(?<![\w.])([-+−]?\d+(?:\.\d+)?)e([-+]?\d+)(?![\w-])")
+_ZERO = re.compile(r"(?<![\w.])[-−+](0(?:\.0+)?)(?![\w.])")
+_HYPHEN = re.compile(r"(?<![\w.)\]-])-(?=\.?\d)")
+
+
+def typeset(text: str) -> str:
+    """Text with true minus signs, powers of ten written out, and no negative zero."""
+    text = _POWER.sub(_power, text)
+    return _HYPHEN.sub("−", _ZERO.sub(r"\1", text))
+
+
+def _power(found: re.Match[str]) -> str:
+    front, power = found[1], int(found[2])
+    if -5 < power < 5:
+        digits = len(front.partition(".")[2])
+        plain = (
+            f"{float(front.replace('−', '-')) * 10.0**power:.{max(0, digits - power)}f}"
+        )
+        return f"+{plain}" if front.startswith("+") else plain
+    return f"{front}·10{str(power).translate(_RAISED)}"
+
 
 Sides = Sequence[tuple[float, Mapping[int, float]]]  # factor, values by seed
 P = tuple[float, float]  # of keeping all bounds, and of breaking one
@@ -66,7 +90,7 @@ class Runs(dict[Experiment, Record]):
     def spectra(self) -> pd.DataFrame:
         """Those of the dynamics figure only: other studies measure other settings."""
         every = [at_scale(e, scale) for e in studies.dynamics() for scale in SCALES]
-        return spectra.spectra([self[exp] for exp in every if exp in self])
+        return tables.spectra([self[exp] for exp in every if exp in self])
 
 
 @dataclass(frozen=True, kw_only=True)

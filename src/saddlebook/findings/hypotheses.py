@@ -1,21 +1,314 @@
-"""The hypotheses on radius, rivals and controls as claims: comparison, test, margins.
+"""States every claim on accuracy as data: what is compared, the test, the margins.
 
-Data; ``claims`` judges them. They stand in the docstrings of the studies too, and were
-written before any *reported* run of those studies. Margins: 3 points for the tail and
-1.5 overall, as everywhere in the book, and 1.5 points for the tail in (v), where no
-change is expected. Hypothesis (ii) is a claim of the main table and is judged there.
+First what claims compare (accuracies, distances to a curve), then the main table and
+its order, then the hypotheses on radius, rivals and controls; ``claims`` judges them.
+They stand in the docstrings of the studies too, and were written before any *reported*
+run. Accuracies are test accuracies after the last epoch, in percent, differences in
+points. Margins: 3 points for the tail and 1.5 overall, as everywhere in the book, and
+1.5 points for the tail in (v), where no change is expected.
+
+References:
+    Holm 1979 (correction over a family).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
 
 from saddlebook import studies
-from saddlebook.experiment import Experiment
-from saddlebook.findings.claims import Claim, Family
-from saddlebook.findings.contrasts import Accuracy, Arm, difference, distances
-from saddlebook.findings.gains import settings
-from saddlebook.findings.report import MARGINS
+from saddlebook.experiment import Experiment, at_scale
+from saddlebook.findings import inference
+from saddlebook.findings.claims import Claim, Contrast, Family, Runs, Sides
+from saddlebook.findings.inference import Sample
+from saddlebook.findings.report import CELL, MARGINS, PAPER_RUNS, cells, paper
+from saddlebook.record import Record
+
+Arm = Sequence[Experiment]  # a setting, or candidates of which tuning picks one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(Contrast):
+    """A linear combination of accuracies.
+
+    Attributes:
+        terms: Factors and settings, at full scale and seed 0.
+    """
+
+    terms: tuple[tuple[float, Arm], ...]
+
+    def experiments(self) -> list[Experiment]:
+        """The runs of every candidate, on the tuning seeds too where there are more."""
+        found = []
+        for _, arm in self.terms:
+            seeds = self.seeds + (studies.TUNING_SEEDS if len(arm) > 1 else ())
+            found += [replace(exp, seed=seed) for seed in seeds for exp in arm]
+        return found
+
+    def sides(self, runs: Runs, scale: str) -> Sides:
+        """Accuracies of each term's setting by seed."""
+        return [
+            (
+                factor,
+                _values(chosen(arm, runs, scale), self.group, self.seeds, runs, scale),
+            )
+            for factor, arm in self.terms
+        ]
+
+    def note(self, runs: Runs, scale: str) -> str:
+        """What tuning chose, and whether that is the edge of what was tried."""
+        told = []
+        for _, arm in self.terms:
+            exp = chosen(arm, runs, scale) if len(arm) > 1 else None
+            if exp:
+                edge = exp.weight_decay == max(e.weight_decay for e in arm)
+                told.append(
+                    f"{exp.optimizer.upper()} weight decay {exp.weight_decay:g}"
+                    + ", the largest tried" * edge
+                )
+        return "tuned: " + "; ".join(told) if told else ""
+
+
+def difference(
+    name: str, group: str, other: Arm, base: Arm, **bounds: float
+) -> Accuracy:
+    """``other`` minus ``base``; ``bounds`` as in ``Contrast``."""
+    terms = ((1.0, tuple(other)), (-1.0, tuple(base)))
+    return Accuracy(name=name, group=group, terms=terms, **bounds)  # type: ignore[arg-type]
+
+
+def _values(
+    setting: Experiment | None,
+    group: str,
+    seeds: Sequence[int],
+    runs: Runs,
+    scale: str,
+) -> dict[int, float]:
+    if setting is None:
+        return {}
+    wanted = {s: at_scale(replace(setting, seed=s), scale) for s in seeds}
+    return {s: _accuracy(runs[e], group) for s, e in wanted.items() if e in runs}
+
+
+def _accuracy(record: Record, group: str) -> float:
+    high, _, low = group.partition(" − ")
+    of = partial(getattr, record.accuracy)
+    return float(of(high) - (of(low) if low else 0.0))
+
+
+def chosen(arm: Arm, runs: Runs, scale: str) -> Experiment | None:
+    """The arm's setting: the one there is, or the best overall on the tuning seeds."""
+    if len(arm) == 1:
+        return arm[0]
+    scores = {}
+    for setting in arm:
+        seeds = studies.TUNING_SEEDS
+        tried = [at_scale(replace(setting, seed=seed), scale) for seed in seeds]
+        if any(exp not in runs for exp in tried):
+            return None
+        scores[setting] = math.fsum(runs[exp].accuracy.overall for exp in tried)
+    return max(scores, key=lambda setting: scores[setting])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance(Contrast):
+    """Tail accuracy minus what the tail's training loss predicts, points.
+
+    The prediction is a line in the logarithm of that loss, fitted to other runs of the
+    same seed.
+
+    Attributes:
+        setting: Whose runs, at full scale and seed 0.
+        line: Settings that the line is fitted to.
+    """
+
+    setting: Experiment
+    line: tuple[Experiment, ...]
+
+    def experiments(self) -> list[Experiment]:
+        """Its own runs and those of the line."""
+        settings = (self.setting, *self.line)
+        return [replace(exp, seed=seed) for seed in self.seeds for exp in settings]
+
+    def sides(self, runs: Runs, scale: str) -> Sides:
+        """One term: the distance to the line of each seed."""
+        found = {}
+        for seed in self.seeds:
+            every = [
+                at_scale(replace(exp, seed=seed), scale)
+                for exp in (self.setting, *self.line)
+            ]
+            if all(exp in runs for exp in every):
+                points = [
+                    (math.log(runs[e].tail_train_loss), runs[e].accuracy.tail)
+                    for e in every
+                ]
+                x, y = zip(*points[1:], strict=True)
+                predicted = np.polyval(np.polyfit(x, y, 1), points[0][0])
+                found[seed] = float(points[0][1] - predicted)
+        return [(1.0, found)]
+
+
+def distances(runs: Sequence[Experiment], seeds: Sequence[int]) -> list[Distance]:
+    """One per setting that is not SGD, to the line of those that are; no bounds.
+
+    Args:
+        runs: Settings of ``studies.one_curve``, of one seed.
+        seeds: Whose runs are looked at.
+    """
+    line = tuple(exp for exp in runs if exp.optimizer == "sgd")
+    return [
+        Distance(name=exp.method, setting=exp, line=line, seeds=tuple(seeds))
+        for exp in runs
+        if exp not in line
+    ]
+
+
+BASES = ("CE", "CE+DRW", "LDAM+DRW", "VS")
+
+
+@cache
+def settings() -> dict[str, Experiment]:
+    """The methods of the main table and the control, by name, seed 0."""
+    runs = studies.table1(seeds=(0,)) + studies.control(seeds=(0,))
+    return {exp.method: exp for exp in runs}
+
+
+def _compared(base: str, other: str, group: str, **bounds: Any) -> Claim:
+    """That ``other`` is above ``base``, or what ``bounds`` say."""
+    known, name = settings(), f"{other} − {base}"
+    bounds = bounds or {"low": 0.0, "two_sided": True}
+    part = difference(name, group, [known[other]], [known[base]], **bounds)
+    words = "differs from" if part.unlike else "is above"
+    return Claim(
+        f"{other} − {base}, {group}",
+        f"{other} {words} {base}, {group} accuracy",
+        ((part,),),
+        _printed(base, other, group),
+    )
+
+
+def _printed(base: str, other: str, group: str) -> float:
+    """The paper's difference; NaN where it lacks one of the two."""
+    means = paper("table1", "cifar10").set_index(CELL)["mean"].to_dict()
+    pair = (means.get((name, group), math.nan) for name in (other, base))
+    return round(-np.subtract(*reversed([*pair])), 6)
+
+
+def main_table() -> Family:
+    """SAM against its base, eight claims, and the control that the paper lacks, four.
+
+    The paper's table shows no gain of the tail where nothing is re-weighted (CE): that
+    claim is hypothesis (ii), that a gain of the margin or more is rejected. The control
+    asks whether SGD with a larger weight decay differs from SAM as published, and
+    whether SAM still adds to it.
+    """
+    tuned, tuned_sam = (exp.method for exp in studies.control(seeds=(0,)))
+    gains = [
+        _compared(base, f"{base}+SAM", group) for base in BASES for group in MARGINS
+    ]
+    none = _compared("CE", "CE+SAM", "tail", high=MARGINS["tail"])
+    words = "Without re-weighting SAM does not help the tail"
+    gains[1] = none._replace(name="ii", statement=words, alone=True)
+    control = [
+        _compared(base, other, group, unlike=margin)
+        for base, other in (("CE+DRW+SAM", tuned), (tuned, tuned_sam))
+        for group, margin in MARGINS.items()
+    ]
+    return Family("main table", (*gains, *control))
+
+
+def baselines() -> Family:
+    """The baselines against plain cross-entropy, all with SGD. Six claims."""
+    found = [_compared("CE", other, group) for other in BASES[1:] for group in MARGINS]
+    return Family("baselines", tuple(found))
+
+
+def gap() -> Family:
+    """What plain cross-entropy loses from the head to the tail. One claim."""
+    group = "head − tail"
+    part = Accuracy(
+        name=group, group=group, terms=((1.0, (settings()["CE"],)),), low=0.0,
+        two_sided=True,
+    )  # fmt: skip
+    means = paper("table1", "cifar10").set_index(CELL)["mean"]
+    printed = float(means["CE", "head"] - means["CE", "tail"])
+    words = "Plain cross-entropy is worse on the tail than on the head"
+    return Family("gap", (Claim("CE, head − tail", words, ((part,),), printed),))
+
+
+def printed_effects(
+    printed: pd.DataFrame, *, n: int = PAPER_RUNS, unknown_spread: float = 0.2
+) -> pd.DataFrame:
+    """What the paper's own table supports: SAM minus base, Welch, Holm over 16.
+
+    Args:
+        printed: ``report.paper("table1")``.
+        n: Runs behind a printed mean, assumed.
+        unknown_spread: Taken for the one misprinted spread (0.2 or 1.2).
+
+    Returns:
+        One row per dataset and comparison: ``dataset base other group difference p
+        p_holm``.
+    """
+    table = printed.fillna({"spread": unknown_spread})
+    columns = [table[name] for name in ("dataset", *CELL, "mean", "spread")]
+    known = {
+        (dataset, method, group): Sample(mean, spread, n)
+        for dataset, method, group, mean, spread in zip(*columns, strict=True)
+    }
+    pairs = [
+        (dataset, base, f"{base}+SAM", group)
+        for dataset in table["dataset"].unique()
+        for base in BASES
+        for group in MARGINS
+    ]
+    tests = [
+        inference.welch(known[dataset, other, group], known[dataset, base, group])
+        for dataset, base, other, group in pairs
+    ]
+    p_values = [test.p_zero() for test in tests]
+    return pd.DataFrame(pairs, columns=["dataset", "base", "other", "group"]).assign(
+        difference=[test.mean for test in tests],
+        p=p_values,
+        p_holm=inference.holm(p_values),
+    )
+
+
+class Order(NamedTuple):
+    """Agreement of two orders: Kendall's τ, its one-sided p, pairs of methods."""
+
+    tau: float
+    p: float
+    agreeing: int
+    pairs: int
+
+
+def order(ours: pd.DataFrame, printed: pd.DataFrame, group: str = "tail") -> Order:
+    """Do the methods stand in the paper's order? One test against random orders.
+
+    Args:
+        ours: From ``by_method``; means of the last epoch are compared.
+        printed: From ``report.paper``.
+        group: ``overall`` or ``tail``.
+    """
+    from scipy.stats import kendalltau
+
+    table = cells(ours, printed)
+    table = table[(table["group"] == group) & table["mean"].notna()]
+    left, right = table["mean"].to_numpy(), table["paper"].to_numpy()
+    found = kendalltau(left, right, alternative="greater")
+    products = np.subtract.outer(left, left) * np.subtract.outer(right, right)
+    above = products[np.triu_indices(len(table), 1)]
+    return Order(
+        float(found.statistic), float(found.pvalue), int((above > 0).sum()), len(above)
+    )
 
 
 def five() -> Family:

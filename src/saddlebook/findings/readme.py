@@ -19,12 +19,11 @@ from saddlebook.disk.files import write_whole
 from saddlebook.errors import UsageError
 from saddlebook.findings import (
     claims,
-    gains,
     hypotheses,
     inference,
     report,
-    spectra,
     spectra_claims,
+    tables,
 )  # fmt: skip
 from saddlebook.store import RESULTS, Store, find
 
@@ -33,12 +32,12 @@ if TYPE_CHECKING:
     from saddlebook.record import Record
 
 FAMILIES = (
-    gains.main_table, gains.baselines, gains.gap, spectra_claims.curvature_family,
-    spectra_claims.schedule_family, hypotheses.five, hypotheses.wider,
-    hypotheses.curve_family,
+    hypotheses.main_table, hypotheses.baselines, hypotheses.gap,
+    spectra_claims.curvature_family, spectra_claims.schedule_family, hypotheses.five,
+    hypotheses.wider, hypotheses.curve_family,
 )  # fmt: skip
 _TAIL = (7, 8, 9)
-_SAM = [f"{base}+SAM − {base}" for base in gains.BASES]
+_SAM = [f"{base}+SAM − {base}" for base in hypotheses.BASES]
 _START, _END = "<!-- found -->", "<!-- /found -->"
 
 
@@ -69,7 +68,7 @@ def judged(
 
 def findings(scale: str = "lite", results: str | Path = RESULTS) -> list[Finding]:
     """Tail accuracy, curvature and its causes, hypotheses, runs at full scale."""
-    main = judged(gains.main_table(), scale, results)
+    main = judged(hypotheses.main_table(), scale, results)
     parts = [
         main[main["contrast"].isin(_SAM) & main["group"].eq("tail")],
         *(
@@ -129,14 +128,14 @@ def _runs(table: pd.DataFrame) -> str:
 
 
 def _ratios(runs: Sequence[Record]) -> Iterator[Finding]:
-    printed = spectra.published_dynamics(report.paper("dynamics"))
-    part = spectra.pick(
-        spectra.spectra(runs),
-        label=_TAIL, stage=spectra.LAST, mode=["as_published", "clean"],
+    printed = tables.published_dynamics(report.paper("dynamics"))
+    part = tables.pick(
+        tables.spectra(runs),
+        label=_TAIL, stage=tables.LAST, mode=["as_published", "clean"],
     )  # fmt: skip
     for (method, mode), some in part.groupby(["method", "mode"], sort=False):
         theirs = printed[
-            (printed["method"] == method) & (printed["stage"] == spectra.LAST)
+            (printed["method"] == method) & (printed["stage"] == tables.LAST)
         ]
         theirs = theirs[theirs["label"].isin(_TAIL)]
         told = {"clean": "images fixed", "as_published": "as published"}[str(mode)]

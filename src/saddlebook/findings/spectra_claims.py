@@ -18,7 +18,7 @@ import pandas as pd
 from saddlebook import studies
 from saddlebook.experiment import Experiment
 from saddlebook.findings.claims import Claim, Contrast, Family, P, Runs, Sides, signed
-from saddlebook.findings.spectra import (
+from saddlebook.findings.tables import (
     FALL,
     FIRST,
     LAST,

@@ -18,9 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saddlebook.curvature.lanczos import certificate, distilled, lanczos
+from saddlebook.curvature.lanczos import (
+    Matvec,
+    State,
+    advance,
+    certificate,
+    distilled,
+    lanczos,
+    starts,
+)
 from saddlebook.curvature.published import diagonal_share, released
-from saddlebook.curvature.recurrence import Matvec, State, advance, starts
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.errors import one_of
 

@@ -19,8 +19,7 @@ from saddlebook.errors import Stopped, UsageError
 from saddlebook.experiment import Experiment
 from saddlebook.train.graphs import CudaGraphs, SideBySide, arithmetic
 from saddlebook.train.run import Outcome as Outcome
-from saddlebook.train.run import Run
-from saddlebook.train.task import prepare
+from saddlebook.train.run import Run, prepare
 
 # What runs trained together must share
 ALIKE = (
