@@ -132,8 +132,8 @@ def _torn(here: Path) -> int:
     """Files that are there and not whole."""
     readers: dict[str, Callable[[Path], Any]] = {
         "results/quick/*.json": lambda path: Store(path.parent).verify(),
-        ".saddlebook/*/*.ckpt": checkpoint.load,
-        ".saddlebook/*/*.weights": checkpoint.load,
+        ".saddlebook/*/*.ckpt": checkpoint.read_checkpoint,
+        ".saddlebook/*/*.weights": checkpoint.read_checkpoint,
     }
     torn = 0
     for pattern, read in readers.items():
@@ -171,7 +171,7 @@ def _kinds(here: Path) -> Iterator[tuple[str, Path, Callable[[], Any]]]:
     yield "record", here / f"quick/{exp.slug}.json", lambda: store.get(exp)
     for name in ("latest.ckpt", sorted(run.glob("*.weights"))[-1].name):
         path = run / name
-        yield name, path, lambda path=path: _plain(checkpoint.load(path))
+        yield name, path, lambda path=path: _plain(checkpoint.read_checkpoint(path))
     state = here / "x.pth"
     torch.save({"w": torch.arange(9.0)}, state)
     read = lambda: _plain(({}, subject.state_dict(state.read_bytes(), "x")))  # noqa: E731
@@ -181,7 +181,7 @@ def _kinds(here: Path) -> Iterator[tuple[str, Path, Callable[[], Any]]]:
     yield "pack", packed, lambda: pack.read(packed).dataset.train_images.sum()
     told = here / "x.json"
     told.write_bytes(spectra.to_bytes({"model": record.key}, []))
-    yield "spectra record", told, lambda: spectra.load(told)
+    yield "spectra record", told, lambda: spectra.read_sheet(told)
 
 
 def _plain(loaded: tuple[Any, dict[str, torch.Tensor]]) -> Any:

@@ -124,7 +124,7 @@ class Usual:
     """The published loop for one experiment."""
 
     def __init__(self, exp: Experiment, task: Task | None, workers: int, device: str):
-        self.model = models.build(
+        self.model = models.build_model(
             exp.model, exp.num_classes, exp.width, False, exp.seed
         )
         self.model.to(device)

@@ -76,7 +76,7 @@ counts = sb.data.class_counts(5000, 10, imbalance_factor=100)
 page.value("kept", sum(counts), ",")
 page.value("rarest", counts[-1])
 figures.show(
-    figures.class_counts(report.classes(counts, names.split())),
+    figures.plot_class_counts(report.classes(counts, names.split())),
     "CIFAR-10-LT at IF 100: training images of each class, logarithmic. "
     "Colours and legend: the head, mid and tail groups of the paper.",
 )
@@ -120,7 +120,7 @@ page.table(
 # %% tags=["remove-input"]
 classes = report.per_class(runs)
 figures.show(
-    figures.class_accuracy(classes, ["CE"]),
+    figures.plot_class_accuracy(classes, ["CE"]),
     "Test accuracy of each class, plain cross-entropy. Small points: runs; large: "
     f"their mean. {report.setting(runs)}.",
 )

@@ -71,7 +71,7 @@ lines = [
 ]  # fmt: skip
 x, y = "images in the class", "weight before scaling"
 figures.show(
-    figures.curves(pd.DataFrame(lines), x, y, "β", log="xy"),
+    figures.plot_curves(pd.DataFrame(lines), x, y, "β", log="xy"),
     "Weight of a class by its size. Each β stops telling classes apart "
     "beyond about 1/(1 − β) images.",
 )
@@ -132,7 +132,7 @@ toy = pd.concat(parts)
 
 # %% tags=["remove-input"]
 figures.show(
-    figures.curves(toy, "lead", "loss (nats)", "method"),
+    figures.plot_curves(toy, "lead", "loss (nats)", "method"),
     "Loss of one image of the rare class, by the lead of its logit. Cross-entropy is content with a "
     "small lead; LDAM and VS ask for a large one.",
 )
@@ -150,13 +150,13 @@ figures.show(
 
 # %% tags=["remove-input"]
 figures.show(
-    figures.methods(cells, "tail"),
+    figures.plot_methods(cells, "tail"),
     "Tail accuracy without SAM. Ours: runs as points, mean and 95 % "
     f"t-interval; {report.setting(runs)}. The paper: diamonds with the "
     "printed spread, at IF 100 with ResNet-32.",
 )
 figures.show(
-    figures.effects(judged),
+    figures.plot_effects(judged),
     "Gain over plain cross-entropy, paired by seed, with 95 % t-intervals.",
 )
 

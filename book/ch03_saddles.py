@@ -111,7 +111,7 @@ page.value("fresh_one", fresh.query("a == 1")["measured"].item(), ".2f")
 # %%
 tables = {"plain, same batch": same, "plain, fresh batch": fresh}
 figures.show(
-    toys.factor(tables | {"as used, 400 dimensions": used}),
+    toys.plot_factor(tables | {"as used, 400 dimensions": used}),
     "Second moment and mean step along v against a. Lines are predicted, "
     "marks measured; the upper marks are second moments.",
 )
@@ -154,7 +154,7 @@ kinds = [(False, 0.0), (False, 0.9), (True, 0.0), (True, 0.9)]
 maps = [escapes.escape_map(normalised=n, momentum=b) for n, b in kinds]
 page.value("agree", min(one.agreement for one in maps), ".1f")
 figures.show(
-    toys.escape_maps(maps),
+    toys.plot_escape_maps(maps),
     "Steps until a walker leaves, over radius and η|λ|; blank: not in "
     "2,000 steps. Dashed: the predicted edges of the trap.",
 )
@@ -167,7 +167,7 @@ figures.show(
 
 # %%
 figures.show(
-    toys.portrait(rho=0.3),
+    toys.plot_portrait(rho=0.3),
     "Double well: SGD finds the minima from everywhere, SAM from outside its trap "
     "only. Squares: where walkers are after 90 steps.",
 )
@@ -183,7 +183,7 @@ tables = {f"β = {b:g}": escapes.arrivals(momentum=b) for b in (0, 0.9)}
 quiet = tables["β = 0"].query("sigma == 0 and rho > 0")["arrived"].max()
 page.value("quiet", quiet, ".0f")
 figures.show(
-    toys.arrivals(tables),
+    toys.plot_arrivals(tables),
     "Double well: walkers at a minimum after 2,000 steps, of 100 each. Dotted: the "
     "radius at which the mean step turns round, without momentum.",
 )

@@ -20,14 +20,14 @@ workers = 1
 from saddlebook import figures
 from saddlebook.book import Page
 from saddlebook.curvature import lanczos, published
-from saddlebook.figures import toys as known_figures
+from saddlebook.figures import toys
 from saddlebook.findings import inference
 from saddlebook.theory import known
 
 page = Page("ch04_lanczos", vars())
 
 # %% tags=["remove-input"]
-causes = known.causes()
+causes = known.known_causes()
 cells = causes.groupby(["operator", "beta"])["ratio"].mean()
 again = known.rayleigh()
 faked = cells["changing", "before"] > 0.9 and again.lowest > 0
@@ -80,7 +80,7 @@ page.source(lanczos._step)
 
 # %%
 kind, steps, seed = "outliers", 12, 0
-print(known.spectrum(kind, steps, seed=seed))
+print(known.known_spectrum(kind, steps, seed=seed))
 
 # %% [markdown]
 # ## How far to trust it
@@ -97,7 +97,7 @@ kinds = ["outliers", "edge", "cluster"]
 tables = {name: known.convergence(name) for name in kinds}
 page.value("covered", known.covered(tables["outliers"]), ".0f")
 figures.show(
-    known_figures.convergence(tables),
+    toys.plot_convergence(tables),
     "Error of both ends (marks) and their bound (lines) over the largest "
     "eigenvalue. Outliers: as a network has them. Edge: evenly spread.",
 )
@@ -121,7 +121,7 @@ last = haunted.query("not reorthogonalise").iloc[-1]
 page.value("copies", last["copies"], ".0f")
 page.value("after", last["steps"], ".0f")
 figures.show(
-    known_figures.ghosts(haunted),
+    toys.plot_ghosts(haunted),
     "Copies of the one largest eigenvalue among the Ritz values, and how far the "
     "basis is from orthonormal.",
 )
@@ -167,8 +167,8 @@ page.table(
 # %%
 truth = known.eigenvalues("outliers")
 figures.show(
-    known_figures.density(
-        known.spectrum("outliers", 60, rotated=True), truth, 0.05
+    toys.plot_known_density(
+        known.known_spectrum("outliers", 60, rotated=True), truth, 0.05
     ),
     "Density from one probe of 60 steps, in a random basis; kernel of standard "
     "deviation 0.05. Stems: converged single eigenvalues of weight 1/n.",
@@ -197,7 +197,7 @@ page.value("milder", cells["changing", "after"], ".2f")
 page.value("low", again.reported, ".2f")
 page.value("least", again.lowest, ".2g")
 figures.show(
-    known_figures.causes(causes),
+    toys.plot_known_causes(causes),
     "Extreme Ritz values of an operator that is positive semi-definite at every "
     "call: 50 rank-1 terms, heavy-tailed weights, kept or drawn anew. Three seeds.",
 )

@@ -21,21 +21,18 @@ from saddlebook import figures
 from saddlebook.book import Page, gather
 from saddlebook.curvature import lanczos
 from saddlebook.figures import spectra
-from saddlebook.figures import spectra as curvature_figures
-from saddlebook.findings import claims, report, spectra_claims
-from saddlebook.findings import tables as curvature
-from saddlebook.findings import tables as curvature_tables
+from saddlebook.findings import claims, report, spectra_claims, tables
 
 page = Page("ch05_spectra", vars())
 
 # %% tags=["remove-input"]
 runs = gather.with_spectra(page)
-table = curvature.spectra(runs)
-last = curvature.pick(table, stage=curvature.LAST)
-wide = curvature.spectra(gather.every(page, "full"))
-big = curvature.pick(wide, stage=curvature.LAST)
+table = tables.spectra_table(runs)
+last = tables.pick(table, stage=tables.LAST)
+wide = tables.spectra_table(gather.every(page, "full"))
+big = tables.pick(wide, stage=tables.LAST)
 judged = gather.verdicts(page, spectra_claims.curvature_family()).iloc[:4]
-setting = report.setting(runs) if runs else curvature.NONE
+setting = report.setting(runs) if runs else tables.NONE
 
 # %% tags=["remove-input"]
 paper = report.paper("spectra").dropna(subset="nonconvexity")
@@ -88,13 +85,13 @@ page.source(lanczos.certificate)
 # the book. It needs CIFAR-10 on your disk.
 
 # %%
-now = gather.spectrum(class_=9, optimizer="sgd")
+now = gather.shipped_spectrum(class_=9, optimizer="sgd")
 print(now if isinstance(now, str) else f"class 9, just measured: {now}")
 
 # %% tags=["remove-input"]
-stored = curvature.pick(last, method="CE+DRW", label=-1, mode="clean")
+stored = tables.pick(last, method="CE+DRW", label=-1, mode="clean")
 page.table(
-    curvature_tables.sheet(stored, ("label", "recurrence")),
+    tables.sheet(stored, ("label", "recurrence")),
     "The same class as stored in the records",
 )
 
@@ -118,12 +115,12 @@ page.table(
 
 # %% tags=["remove-input"]
 page.table(
-    curvature_tables.ratios(wide),
+    tables.ratios(wide),
     "|λmin/λmax| after the last epoch. Brackets: what the released procedure "
     "reports, no eigenvalue of fixed images",
 )
 figures.show(
-    curvature_figures.along_vector(big, "CE+DRW"),
+    spectra.plot_along_vector(big, "CE+DRW"),
     "SGD: change of a class's loss along ± the lowest vector of each measurement; "
     "dotted: what its curvature promises.",
 )
@@ -133,7 +130,7 @@ figures.show(
 
 # %% tags=["remove-input"]
 figures.show(
-    spectra.spectra(last),
+    spectra.plot_spectra(last),
     "Images fixed. Spectral density of one class's loss, last epoch, head, mid "
     "and tail, first seed of each method. Axis linear within the widest error "
     f"bound shown; stems: single converged eigenvalues. {setting}.",
@@ -141,25 +138,23 @@ figures.show(
 
 # %% tags=["remove-input"]
 figures.show(
-    spectra.spectra(last, mode="as_published"),
+    spectra.plot_spectra(last, mode="as_published"),
     "As published: the same weights and classes, crops and flips redrawn in "
     "every product. Nothing here is a converged eigenvalue.",
 )
 
 # %% tags=["remove-input"]
-fixed = curvature.pick(last, mode="clean").sort_values(["method", "label"])
+fixed = tables.pick(last, mode="clean").sort_values(["method", "label"])
 kinds = spectra_claims.kinds(fixed)
-shown = curvature_tables.sheet(
-    fixed.assign(kind=kinds), ("label", "method", "kind")
-)
+shown = tables.sheet(fixed.assign(kind=kinds), ("label", "method", "kind"))
 page.table(
     shown,
     "Images fixed, last epoch. One run: value ± bound; more: mean and range. "
     "Loss in nats; slope and fall as above, in nats, 0.1 promised",
 )
 page.value("kinds", spectra_claims.count(kinds))
-page.value("coverage", curvature_tables.coverage(last))
-seen = curvature_tables.bends(fixed)
+page.value("coverage", tables.coverage(last))
+seen = tables.bends(fixed)
 page.value("negative", seen["negative"])
 page.value("along", seen["along"])
 page.value("by_group", seen["by_group"])
@@ -184,9 +179,9 @@ page.value("by_group", seen["by_group"])
 # ratio; {doc}`ch10_what_explains_the_gain` compares them at equal loss.
 
 # %% tags=["remove-input"]
-released = curvature.pick(last, mode="as_published")
+released = tables.pick(last, mode="as_published")
 page.table(
-    curvature_tables.sheet(
+    tables.sheet(
         released.sort_values(["method", "label"]), ("label", "method")
     ),
     "As published, last epoch. In brackets: what the procedure reports, though "
@@ -202,7 +197,7 @@ page.table(
 
 # %% tags=["remove-input"]
 figures.show(
-    curvature_figures.along_vector(last, "CE+DRW"),
+    spectra.plot_along_vector(last, "CE+DRW"),
     "SGD, last epoch: change of the class's loss along ± the lowest vector of "
     "each measurement, all runs. Ends of the axis: where the reported "
     "curvature promises a fall of 0.1 nats.",

@@ -20,21 +20,19 @@ workers = 1
 import saddlebook as sb
 from saddlebook import figures
 from saddlebook.book import Page, gather
-from saddlebook.figures import spectra as through
-from saddlebook.findings import claims, report, spectra_claims
-from saddlebook.findings import tables as curvature
-from saddlebook.findings import tables as curvature_tables
+from saddlebook.figures import spectra
+from saddlebook.findings import claims, report, spectra_claims, tables
 
 page = Page("ch06_dynamics", vars())
 
 # %% tags=["remove-input"]
 runs = gather.with_spectra(page)
-table = curvature.spectra(runs)
-printed = curvature.published_dynamics(report.paper("dynamics"))
+table = tables.spectra_table(runs)
+printed = tables.published_dynamics(report.paper("dynamics"))
 judged = gather.verdicts(page, spectra_claims.schedule_family())
-wide = curvature.spectra(gather.every(page, "full"))
-rare = curvature.pick(wide, label=[5, 7, 8])
-setting = report.setting(runs) if runs else curvature.NONE
+wide = tables.spectra_table(gather.every(page, "full"))
+rare = tables.pick(wide, label=[5, 7, 8])
+setting = report.setting(runs) if runs else tables.NONE
 
 # %% tags=["remove-input"]
 final = printed.query("stage == 200").groupby("method")["nonconvexity"]
@@ -81,25 +79,25 @@ page.value("end", theirs[200])
 
 # %% tags=["remove-input"]
 figures.show(
-    through.dynamics(wide, printed, "CE+DRW"),
+    spectra.plot_dynamics(wide, printed, "CE+DRW"),
     "The paper's own setting, SGD, one run, at most 100 images of a class. "
     "Dotted line: re-weighting starts. The paper's points are digitised (± 0.01).",
 )
 figures.show(
-    through.dynamics(wide, printed, "CE+DRW+SAM"),
+    spectra.plot_dynamics(wide, printed, "CE+DRW+SAM"),
     "The same with SAM.",
 )
 
 # %% tags=["remove-input"]
 figures.show(
-    through.dynamics(table, printed, "CE+DRW"),
+    spectra.plot_dynamics(table, printed, "CE+DRW"),
     "The small scale, SGD. Every run a point, means joined; dotted: re-weighting starts. The "
     "paper's points are digitised (± 0.01) and stand at the same moments of its "
     f"own schedule. Ours: {setting}.",
 )
 
 figures.show(
-    through.dynamics(table, printed, "CE+DRW+SAM"),
+    spectra.plot_dynamics(table, printed, "CE+DRW+SAM"),
     "The small scale, SAM, as above.",
 )
 
@@ -115,10 +113,10 @@ figures.show(
 # %% tags=["remove-input"]
 page.value(
     "early_late",
-    curvature_tables.before_and_after(rare, printed, "CE+DRW"),
+    tables.before_and_after(rare, printed, "CE+DRW"),
 )
 page.table(
-    curvature_tables.gaps(rare if len(rare) else table, printed),
+    tables.gaps(rare if len(rare) else table, printed),
     "Mean distance to the paper's points by epoch, classes 5, 7 and 8 at full scale",
 )
 
@@ -130,26 +128,28 @@ page.table(
 
 # %% tags=["remove-input"]
 figures.show(
-    through.through_training(table, "lambda_min", "|λmin|"),
+    spectra.plot_spectra_through_training(table, "lambda_min", "|λmin|"),
     "Size of the most negative curvature, images fixed, all runs.",
 )
 
 # %% tags=["remove-input"]
 figures.show(
-    through.through_training(table, "lambda_max", "λmax"),
+    spectra.plot_spectra_through_training(table, "lambda_max", "λmax"),
     "Largest curvature, images fixed, all runs.",
 )
 
 # %% tags=["remove-input"]
 figures.show(
-    through.through_training(table, "gradient_norm", "‖g‖ of the class"),
+    spectra.plot_spectra_through_training(
+        table, "gradient_norm", "‖g‖ of the class"
+    ),
     "Gradient norm of the class's own loss: far from zero is no saddle.",
 )
 
 # %% tags=["remove-input"]
-tail = curvature.pick(table, label=-2, mode="clean").sort_values("stage")
+tail = tables.pick(table, label=-2, mode="clean").sort_values("stage")
 page.table(
-    curvature_tables.sheet(
+    tables.sheet(
         tail.assign(kind=spectra_claims.kinds(tail)),
         ("epoch", "method", "kind"),
     ),
@@ -208,7 +208,7 @@ page.value("settled", claims.counts(judged))
 #
 # 1. In the browser choose a rare class, mode *clean*, and step through the epochs. Which
 #    end changes most at the switch?
-# 2. Pass `mode="as_published"` to `through.through_training` for `lambda_max`. Are the
+# 2. Pass `mode="as_published"` to `plot_spectra_through_training` for `lambda_max`. Are the
 #    two measurements closer at this end?
 
 # %% tags=["remove-input"]

@@ -80,7 +80,7 @@ lines = [
     for ratio in (0.0, 0.2, 0.5, 1.0)
 ]
 figures.show(
-    figures.curves(pd.concat(lines), "curvature", "factor", "ρ/‖g‖"),
+    figures.plot_curves(pd.concat(lines), "curvature", "factor", "ρ/‖g‖"),
     "Gradient that SAM follows, relative to SGD's, along a direction of "
     "given curvature.",
 )
@@ -118,7 +118,7 @@ page.table(
     "Test accuracy in percent, last epoch (mean) and best on test",
 )
 figures.show(
-    figures.methods(last, "tail", best),
+    figures.plot_methods(last, "tail", best),
     "Tail accuracy in the paper's own setting: runs, mean and, from three runs "
     "on, 95 % t-interval at the last epoch; hollow squares: best on test. The "
     "paper: diamonds with the printed spread (VS+SAM's is misprinted).",
@@ -145,7 +145,7 @@ page.table(
     "Test accuracy in percent, mean ± half the 95 % t-interval",
 )
 figures.show(
-    figures.methods(cells),
+    figures.plot_methods(cells),
     f"Tail accuracy. Ours: runs, mean and 95 % t-interval; "
     f"{report.setting(runs)}. The paper: diamonds with the printed spread, at "
     "IF 100 with ResNet-32; the spread of VS+SAM is misprinted and left out.",
@@ -168,7 +168,7 @@ page.value("agree_overall", f"{spots[0].agreeing} of {spots[0].pairs}")
 page.value("agree", f"{spots[1].agreeing} of {spots[1].pairs}")
 page.value("order", f"τ = {spots[1].tau:.2f}, p = {spots[1].p:.2g}")
 figures.show(
-    figures.effects(sam),
+    figures.plot_effects(sam),
     "SAM minus its base: runs of a seed as points, mean and 95 % t-interval. "
     "Diamonds: differences of the paper's printed means, another setting.",
 )
@@ -212,13 +212,15 @@ if len(pairs):
 # %% tags=["remove-input"]
 pair = ["CE+DRW", "CE+DRW+SAM"]
 figures.show(
-    figures.class_accuracy(report.per_class(runs), pair),
+    figures.plot_class_accuracy(report.per_class(runs), pair),
     "Test accuracy of each class, runs as points with their mean.",
 )
 curves, row = report.through_training(runs), figures.panels(4)
 for ax, base in zip(row, hypotheses.BASES, strict=True):
     methods = [base, f"{base}+SAM"]
-    figures.through_training(curves, methods, names=("SGD", "SAM"), ax=ax)
+    figures.plot_through_training(
+        curves, methods, names=("SGD", "SAM"), ax=ax
+    )
     ax.set_title(base)
 figures.show(
     row[0],
@@ -236,7 +238,7 @@ figures.show(
 
 # %% tags=["remove-input"]
 figures.show(
-    figures.effects(control),
+    figures.plot_effects(control),
     "The control, with 95 % t-intervals paired by seed. First rows: SGD with "
     "larger weight decay minus SAM; then what SAM adds to it.",
 )

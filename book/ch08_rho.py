@@ -30,7 +30,7 @@ records = found["rho_ablation"]
 judged = gather.verdicts(page, hypotheses.five()).iloc[:1]
 printed = report.paper("rho")
 ours = sweeps.over_radius(records)
-setting = sweeps.setting(records)
+setting = sweeps.setting_or_none(records)
 
 # %% tags=["remove-input"]
 page.claim(
@@ -99,9 +99,11 @@ sweeps.explorer(records, printed, page.scale)
 groups = sweeps.by_group(sweeps.runs(records))
 names = ("ρ", "test accuracy (%)")
 left, right = figures.panels(2)
-sweeps.curve(groups, "rho", "accuracy", "group", names=names, ax=left)
+sweeps.plot_curve(groups, "rho", "accuracy", "group", names=names, ax=left)
 theirs = printed.rename(columns={"mean": "accuracy"})
-sweeps.curve(theirs, "rho", "accuracy", "group", names=names, ax=right)
+sweeps.plot_curve(
+    theirs, "rho", "accuracy", "group", names=names, ax=right
+)
 left.set_title("here")
 right.set_title("the paper")
 figures.show(
@@ -113,7 +115,7 @@ figures.show(
 
 # %% tags=["remove-input"]
 page.table(
-    sweeps.radii(records, printed, page.scale),
+    sweeps.plot_radii(records, printed, page.scale),
     "Test accuracy after the last epoch in percent, mean ± half the 95 % "
     "t-interval, beside the paper's curve at the corresponding radius",
 )
@@ -137,12 +139,14 @@ ends = spectra.melt("rho", ["lambda_min", "lambda_max"], "which")
 table = sweeps.runs(records)
 names = ("ρ", "training loss of the tail (nats)")
 figures.show(
-    sweeps.curve(table, "rho", "tail_train_loss", "scale", names=names),
+    sweeps.plot_curve(
+        table, "rho", "tail_train_loss", "scale", names=names
+    ),
     "Training loss of the tail classes on clean images, last epoch.",
 )
 names = ("ρ", "eigenvalue, rarest class")
 figures.show(
-    sweeps.curve(ends, "rho", "value", "which", names=names),
+    sweeps.plot_curve(ends, "rho", "value", "which", names=names),
     "Extreme eigenvalues of the rarest class's loss Hessian after the last "
     "epoch, its data held fixed.",
 )

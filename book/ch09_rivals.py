@@ -105,7 +105,7 @@ page.table(
 table = sweeps.runs(found["tuning"]).query("optimizer in ['pgd', 'lpf']")
 names = ("noise", "overall test accuracy (%)")
 figures.show(
-    sweeps.curve(
+    sweeps.plot_curve(
         table, "noise", "overall", "method", names=names, log=True
     ),
     "How the noise was chosen: runs on tuning seeds, which no table reports; r for "
@@ -136,7 +136,7 @@ page.table(
 table, row = sweeps.runs(found["weight_decay"]), figures.panels(2)
 for ax, group in zip(row, ("overall", "tail"), strict=True):
     names = ("weight decay", "test accuracy (%)")
-    sweeps.curve(
+    sweeps.plot_curve(
         table,
         "weight_decay",
         group,
@@ -149,7 +149,7 @@ for ax, group in zip(row, ("overall", "tail"), strict=True):
 figures.show(
     row[0],
     f"CE+DRW with SGD and with SAM over weight decay: runs faint, means "
-    f"joined; {sweeps.setting(found['weight_decay'])}.",
+    f"joined; {sweeps.setting_or_none(found['weight_decay'])}.",
 )
 
 # %% [markdown]
@@ -165,9 +165,9 @@ runs = [r for n in ("sam_timing", "bn_statistics") for r in found[n]]
 runs += [r for r in found["optimizers"] if r.experiment.noise == 0]
 table = sweeps.by_group(sweeps.runs(runs), ("overall", "tail"))
 figures.show(
-    sweeps.strips(table),
+    sweeps.plot_strips(table),
     "SAM throughout, before or after re-weighting starts, and with batch-norm "
-    f"statistics left alone in its second pass; {sweeps.setting(runs)}.",
+    f"statistics left alone in its second pass; {sweeps.setting_or_none(runs)}.",
 )
 
 # %% [markdown]

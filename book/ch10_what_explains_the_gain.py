@@ -64,10 +64,10 @@ names = (
     "test accuracy of the tail (%)",
 )
 figures.show(
-    sweeps.scatter(
+    sweeps.plot_scatter(
         table, "tail_train_loss", "tail", "method", names=names, log=True
     ),
-    f"Every run of CE+DRW under every knob. {sweeps.setting(seen)}",
+    f"Every run of CE+DRW under every knob. {sweeps.setting_or_none(seen)}",
 )
 
 # %% [markdown]

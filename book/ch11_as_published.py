@@ -21,10 +21,8 @@ import saddlebook as sb
 from saddlebook import figures
 from saddlebook.book import Page, gather
 from saddlebook.curvature import published
-from saddlebook.figures import spectra as curvature_figures
-from saddlebook.findings import claims, report, spectra_claims
-from saddlebook.findings import tables as curvature
-from saddlebook.findings import tables as curvature_tables
+from saddlebook.figures import spectra
+from saddlebook.findings import claims, report, spectra_claims, tables
 from saddlebook.theory import oddities
 
 page = Page("ch11_as_published", vars())
@@ -32,12 +30,12 @@ page = Page("ch11_as_published", vars())
 # %% tags=["remove-input"]
 runs = gather.with_spectra(page)
 others = gather.gather(page, "table1", "bn_statistics")
-table = curvature.spectra(runs)
-last = curvature.pick(table, stage=curvature.LAST)
+table = tables.spectra_table(runs)
+last = tables.pick(table, stage=tables.LAST)
 judged = gather.verdicts(page, spectra_claims.curvature_family()).iloc[4:]
-wide = curvature.spectra(gather.every(page, "full"))
-page.value("overlap", curvature_tables.released_at_equal_loss(wide))
-setting = report.setting(runs) if runs else curvature.NONE
+wide = tables.spectra_table(gather.every(page, "full"))
+page.value("overlap", tables.released_at_equal_loss(wide))
+setting = report.setting(runs) if runs else tables.NONE
 
 # %% tags=["remove-input"]
 printed = report.paper("spectra").query("`class` == '8'")
@@ -84,24 +82,24 @@ page.source(published.released)
 
 # %% tags=["remove-input"]
 figures.show(
-    curvature_figures.causes(curvature.causes(wide)),
+    spectra.plot_causes(tables.causes(wide)),
     "The paper's own setting, one run: |λmin/λmax| after the last epoch, CE+DRW "
     "with SGD. Top left: the corrected measurement; bottom right: as published.",
 )
 
 # %% tags=["remove-input"]
-cells = curvature.causes(table)
+cells = tables.causes(table)
 figures.show(
-    curvature_figures.causes(cells),
+    spectra.plot_causes(cells),
     "The same at the small scale: mean and range over "
     f"runs. Top left: the corrected measurement; bottom right: as published. {setting}.",
 )
 
 # %% tags=["remove-input"]
-rare = curvature.pick(
+rare = tables.pick(
     table,
     label=[5, -2, -1],
-    stage=curvature.LAST,
+    stage=tables.LAST,
     data=["training", "held out"],
     recurrence=[
         "clean", "frozen", "fixed_before", "redrawn", "as_published"
@@ -109,7 +107,7 @@ rare = curvature.pick(
 )  # fmt: skip
 keys = ("recurrence", "label", "method", "data")
 page.table(
-    curvature_tables.sheet(rare.sort_values(["method", "label"]), keys),
+    tables.sheet(rare.sort_values(["method", "label"]), keys),
     "Every way to measure, last epoch. Frozen: four fixed augmentations of each "
     "image. In brackets: reported by the procedure, no eigenvalue of any fixed "
     "matrix. Loss, gradient, slope and fall are those of the fixed images in every "
@@ -125,12 +123,12 @@ page.table(
 # changing, is {glue:text}`share` there and {glue:text}`share_fixed` on fixed images.
 
 # %% tags=["remove-input"]
-released = curvature.pick(last, mode="as_published")
-fixed = curvature.pick(last, mode="clean")
-page.value("steps", curvature_tables.spread(fixed, "steps"))
-page.value("again", curvature_tables.spread(released, "rayleigh_clean"))
-page.value("share", curvature_tables.spread(released, "diagonal_share"))
-page.value("share_fixed", curvature_tables.spread(fixed, "diagonal_share"))
+released = tables.pick(last, mode="as_published")
+fixed = tables.pick(last, mode="clean")
+page.value("steps", tables.spread(fixed, "steps"))
+page.value("again", tables.spread(released, "rayleigh_clean"))
+page.value("share", tables.spread(released, "diagonal_share"))
+page.value("share_fixed", tables.spread(fixed, "diagonal_share"))
 
 # %% [markdown]
 # ## Is it the tail, or is it few images?
@@ -140,13 +138,13 @@ page.value("share_fixed", curvature_tables.spread(fixed, "diagonal_share"))
 
 # %% tags=["remove-input"]
 figures.show(
-    curvature_figures.controls(curvature.controls(wide, "CE+DRW")),
+    spectra.plot_controls(tables.controls(wide, "CE+DRW")),
     "The paper's own setting, SGD, last epoch: 100 images of the largest class, "
     "and that class cut to the size of the rarest (three draws), beside the tail "
     "and held-out images.",
 )
 figures.show(
-    curvature_figures.controls(curvature.controls(table, "CE+DRW")),
+    spectra.plot_controls(tables.controls(table, "CE+DRW")),
     "The small scale: SGD, last epoch, all runs and draws. Names: class, images measured. "
     f"{setting}.",
 )
@@ -168,7 +166,7 @@ page.value("causes", claims.counts(judged))
 page.table(
     report.summary(report.by_method(others["table1"]))
     if others["table1"]
-    else curvature_tables.sheet(table[:0]),
+    else tables.sheet(table[:0]),
     "Test accuracy in percent: last epoch, best on test, and the gap",
 )
 
@@ -186,7 +184,7 @@ both = sam + others["bn_statistics"]
 page.table(
     report.summary(report.by_method(both))
     if others["bn_statistics"]
-    else curvature_tables.sheet(table[:0]),
+    else tables.sheet(table[:0]),
     "CE+DRW+SAM with statistics from both passes, and from the first alone",
 )
 page.value("second", oddities.second_pass_share(0.1), ".3f")

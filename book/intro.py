@@ -68,7 +68,7 @@ page.judged(judged, f"Differences in points, 95 % t-intervals. {setting}")
 
 # %% tags=["remove-input"]
 figures.show(
-    figures.effects(judged),
+    figures.plot_effects(judged),
     "The same differences: small points are pairs of runs with one seed, "
     f"large ones their mean with its 95 % t-interval. {setting}",
 )

@@ -109,7 +109,7 @@ def networks(folder: Path, epochs: Iterable[int] | None) -> dict[str, Unit]:
 @cache
 def _halved(path: Path) -> Unit:
     """An exported network in half precision."""
-    meta, tensors = checkpoint.load(path)
+    meta, tensors = checkpoint.read_checkpoint(path)
     halved = checkpoint.encoded(meta, checkpoint.halved(tensors))
     return {f"work/{path.parent.name}/{path.name}": halved}
 

@@ -65,8 +65,8 @@ def left(name: str, more: Sequence[str] = ()) -> list[Experiment]:
 
 def minutes(runs: Sequence[Experiment]) -> float:
     """About how long they take on one H200."""
-    unit = progress.training(studies.table1(seeds=[0])[0])
-    parts = (progress.training(e) / unit * _SLOWER[e.precision] for e in runs)
+    unit = progress.training_work(studies.table1(seeds=[0])[0])
+    parts = (progress.training_work(e) / unit * _SLOWER[e.precision] for e in runs)
     return sum(parts) * PASS_RUN / 60
 
 

@@ -60,7 +60,7 @@ def carried(experiments: list[Experiment], work: Path) -> dict[str, dict[str, Un
     for slug in dict.fromkeys(e.training.slug for e in experiments):
         folder = work / slug
         if (folder / "latest.ckpt").exists():
-            epoch = checkpoint.load(folder / "latest.ckpt")[0]["epoch"]
+            epoch = checkpoint.read_checkpoint(folder / "latest.ckpt")[0]["epoch"]
             units = {slug: run_unit(folder, [], finished=False, keep=True)}
             mine = [e for e in experiments if e.training.slug == slug]
             units |= networks(folder, [at for e in mine for at in e.spectra_at])

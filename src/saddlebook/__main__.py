@@ -20,7 +20,6 @@ import torch
 
 from saddlebook import __version__, data, runner, studies, workers
 from saddlebook.command import spectra
-from saddlebook.command import spectra as spectra_sheet
 from saddlebook.errors import (
     CorruptError,
     MachineError,
@@ -236,7 +235,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _verify_spectra(paths: list[str]) -> int:
     try:
-        counts = [len(spectra_sheet.load(path)["classes"]) for path in paths]
+        counts = [len(spectra.read_sheet(path)["classes"]) for path in paths]
     except CorruptError as error:
         raise VerifyError(str(error)) from error
     print(f"{len(paths)} records with {sum(counts)} spectra verified")
@@ -244,7 +243,7 @@ def _verify_spectra(paths: list[str]) -> int:
 
 
 def _spectra(options: argparse.Namespace) -> int:
-    return spectra.command(options, lambda text: print(printable(text)))
+    return spectra.measure_spectra(options, lambda text: print(printable(text)))
 
 
 def _reproduce(options: argparse.Namespace) -> int:

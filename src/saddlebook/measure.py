@@ -29,7 +29,7 @@ _STEPS = 100  # as published; the corrected modes stop at the accuracy below
 _RTOL = 0.01
 
 
-def plan(experiment: Experiment) -> list[dict[str, Any]]:
+def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     """What is measured at ``experiment.spectra_at``, in order.
 
     Of a single epoch, and of own images: clean spectra of every class. Of several, as
@@ -81,7 +81,7 @@ def _item(
     }  # fmt: skip
 
 
-def spectra(
+def class_items(
     experiment: Experiment,
     dataset: Dataset,
     weights: Mapping[int, Path],
@@ -104,7 +104,7 @@ def spectra(
     Raises:
         Stopped: When ``halted``; spectra that were finished are kept.
     """
-    wanted = plan(experiment)
+    wanted = spectra_plan(experiment)
     if not wanted:
         return []
     file = weights[experiment.spectra_at[-1]].parent / "spectra.json"
@@ -269,16 +269,16 @@ def load_model(experiment: Experiment, path: Path, device: str = "cpu") -> nn.Mo
     Raises:
         CorruptError: The file is damaged, or of another experiment.
     """
-    meta, tensors = checkpoint.load(path)
+    meta, tensors = checkpoint.read_checkpoint(path)
     if trained(meta, str(path)) != experiment.training:
         raise CorruptError(
             f"{path} is of another experiment than {experiment.slug}; delete it and "
             "run the same command again"
         )
-    return network(experiment, tensors, str(path)).to(device)
+    return trained_network(experiment, tensors, str(path)).to(device)
 
 
-def network(
+def trained_network(
     experiment: Experiment, tensors: Mapping[str, Tensor], name: str
 ) -> nn.Module:
     """The same from tensors.
@@ -286,7 +286,7 @@ def network(
     Raises:
         CorruptError: They are not those of the network; with ``name``.
     """
-    model = models.build(
+    model = models.build_model(
         experiment.model,
         experiment.num_classes,
         experiment.width,

@@ -155,7 +155,7 @@ def resnet50(num_classes: int, cosine_head: bool = False) -> nn.Module:
 MODELS = {"resnet32": resnet32, "resnet8": resnet8}
 
 
-def build(
+def build_model(
     name: str, num_classes: int, width: int, cosine_head: bool, seed: int
 ) -> CifarResNet:
     """Build a CIFAR network whose initial weights depend on ``seed`` only.

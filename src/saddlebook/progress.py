@@ -22,7 +22,7 @@ _STEPS = 50  # of a spectrum, about; the released recurrence does twice as many
 _TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "digits": 340}
 
 
-def training(experiment: Experiment) -> float:
+def training_work(experiment: Experiment) -> float:
     """Of all epochs and test passes."""
     exp, images = experiment, sum(_counts(experiment))
     climbing = {"all": exp.epochs, "before": exp.drw_epoch}
@@ -32,11 +32,11 @@ def training(experiment: Experiment) -> float:
     return passes * images + tests * _TEST_IMAGES.get(exp.dataset, 0) / 3
 
 
-def measuring(experiment: Experiment) -> float:
+def measuring_work(experiment: Experiment) -> float:
     """Of all spectra of its plan."""
     counts, limit = _counts(experiment), experiment.spectra_images or 10**9
     total = 0.0
-    for item in measure.plan(experiment):
+    for item in measure.spectra_plan(experiment):
         cut = limit if item["cut"] is None else counts[item["cut"]]
         images = min(counts[item["class"]], limit, cut)
         total += images * _STEPS * (1 if item["of"] == "clean" else 2)
@@ -47,7 +47,7 @@ def total(experiments: Iterable[Experiment]) -> float:
     """Of some runs; experiments of one training share it."""
     runs = list(dict.fromkeys(experiments))
     trainings = dict.fromkeys(run.training for run in runs)
-    return sum(map(training, trainings)) + sum(map(measuring, runs))
+    return sum(map(training_work, trainings)) + sum(map(measuring_work, runs))
 
 
 def _counts(exp: Experiment) -> list[int]:
@@ -103,7 +103,7 @@ class Progress:
         """Move on by one epoch and show the newest loss."""
         share, step = row["epoch"] / experiment.epochs, 1 / experiment.epochs
         told = f"epoch {row['epoch']}, loss {row['train_loss']:.3f}"
-        work = training(experiment)
+        work = training_work(experiment)
         self._reach("train", experiment.training, share * work, step * work, told)
 
     def measuring(
@@ -111,9 +111,9 @@ class Progress:
     ) -> None:
         """Move to the share ``done / total`` of a run's spectra."""
         if total:
-            before = training(experiment)
+            before = training_work(experiment)
             self._reach("train", experiment.training, before, 0, what)
-            work = measuring(experiment) * done / total
+            work = measuring_work(experiment) * done / total
             self._reach("measure", experiment, work, work, what)
 
     def _reach(

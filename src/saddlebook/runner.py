@@ -244,7 +244,7 @@ class _Job:
             told["halted"] = self.watcher.stopped
             told["progress"] = partial(self.watcher.measuring, experiment)
         with arithmetic("fp32"):  # ordered, and never TF32: bounds want every digit
-            spectra = measure.spectra(
+            spectra = measure.class_items(
                 experiment, dataset, outcome.weights, self.device, **told
             )
         origin = origin.after(outcome.seconds)

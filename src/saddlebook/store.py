@@ -42,7 +42,7 @@ class Found(NamedTuple):
     missing: list[Experiment]
 
 
-def find(
+def find_records(
     experiments: Iterable[Experiment],
     results: str | Path = RESULTS,
     scale: str | None = None,
@@ -59,8 +59,12 @@ def find(
     wanted = list(experiments)
     scale = scale or next((e.scale for e in wanted if e.scale != "full"), None)
     if scale is None:
-        found = find(wanted, results, "full", precision)
-        return found if not found.missing else find(wanted, results, "lite", precision)
+        found = find_records(wanted, results, "full", precision)
+        return (
+            found
+            if not found.missing
+            else find_records(wanted, results, "lite", precision)
+        )
     mapped = [at_scale(exp, scale) for exp in wanted]
     if precision:
         mapped = [replace(exp, precision=precision) for exp in mapped]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from saddlebook import runner
-from saddlebook.book.panel import Panel, Trial, setting
+from saddlebook.book.panel import Panel, Trial, trial_setting
 from saddlebook.errors import DataError, UsageError
 from saddlebook.store import Store
 
@@ -20,7 +20,7 @@ RHO = 0.1
 def results(tmp_path_factory):
     """A folder of results with one stored run at RHO."""
     folder = tmp_path_factory.mktemp("results")
-    exp = setting("quick", rho=RHO, weight_decay=2e-4, seed=0)
+    exp = trial_setting("quick", rho=RHO, weight_decay=2e-4, seed=0)
     runner.run(exp, results=folder, work=folder / "work")
     return folder
 
@@ -223,7 +223,7 @@ def test_time_left_is_that_of_the_epochs_seen(monkeypatch):
     monkeypatch.setattr("saddlebook.book.panel.time.monotonic", lambda: next(clock))
     told = []
     trial = Trial(
-        setting("quick", rho=0, weight_decay=0, seed=0),
+        trial_setting("quick", rho=0, weight_decay=0, seed=0),
         lambda: told.append(trial.message),
     )
     for epoch in (5, 6, 7):  # resumed at 5 of 10

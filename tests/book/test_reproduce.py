@@ -9,7 +9,7 @@ from saddlebook import studies
 from saddlebook.book import chapters, reproduce
 from saddlebook.errors import Stopped, UsageError
 from saddlebook.findings import readme
-from saddlebook.store import Store, find
+from saddlebook.store import Store, find_records
 
 ROOT = Path(__file__).parents[2]
 CALLS = {"records", "gather"}
@@ -44,8 +44,8 @@ def test_what_two_chapters_share_is_planned_once(scale):
     assert len(todo) == len(set(todo))
     names = {name for names in reproduce.NEEDS.values() for name in names}
     wanted = [e for name in names for e in studies.named(name)]
-    assert set(todo) == set(find(wanted, ROOT / "results", scale).missing)
-    lines = list(reproduce.told(parts, 1000.0))
+    assert set(todo) == set(find_records(wanted, ROOT / "results", scale).missing)
+    lines = list(reproduce.told_plan(parts, 1000.0))
     assert lines[-1].split()[1] == str(len(todo))
     assert len({len(line) for line in lines}) == 1
 

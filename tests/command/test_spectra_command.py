@@ -21,7 +21,6 @@ from torch import nn
 from saddlebook import data, models
 from saddlebook.__main__ import main
 from saddlebook.command import spectra, subject
-from saddlebook.command import spectra as spectra_sheet
 from saddlebook.command.spectra import _ticking
 from saddlebook.curvature import hessian
 from saddlebook.data import folders
@@ -84,7 +83,7 @@ class TestMeasuring:
     def test_table_and_record_hold_what_class_spectra_says(self, here, capsys):
         assert run("--classes", "0,7,9") == 0
         out = capsys.readouterr().out.splitlines()
-        record = spectra_sheet.load("own-spectra.json")
+        record = spectra.read_sheet("own-spectra.json")
         digits = data.load("digits")
         images = data.normalise(digits.train_images)
         truth = hessian.class_spectra(
@@ -104,7 +103,7 @@ class TestMeasuring:
 
     def test_loss_and_gradient_are_those_of_the_class(self, here):
         assert run("--classes", "7") == 0
-        (item,) = spectra_sheet.load("own-spectra.json")["classes"]
+        (item,) = spectra.read_sheet("own-spectra.json")["classes"]
         digits, model = data.load("digits"), small()
         rows = digits.train_labels == 7
         loss = nn.functional.cross_entropy(
@@ -128,7 +127,7 @@ class TestMeasuring:
         row = out.splitlines()[1].split()
         assert row[3:6] == ["unconverged"] * 3
         assert "did not converge in 2 steps" in err
-        assert spectra_sheet.load("own-spectra.json")["classes"][0]["converged"] == [
+        assert spectra.read_sheet("own-spectra.json")["classes"][0]["converged"] == [
             False,
             False,
         ]
@@ -138,7 +137,7 @@ class TestMeasuring:
     def test_provenance_names_code_and_data_but_no_place(self, here):
         assert run("--classes", "0") == 0
         text = Path("own-spectra.json").read_text()
-        record = spectra_sheet.load("own-spectra.json")
+        record = spectra.read_sheet("own-spectra.json")
         assert str(here) not in text
         digest = record["classes"][0]["provenance"]["data_digest"]
         assert digest == data.load("digits").digest == record["of"]["images"]
@@ -149,21 +148,21 @@ class TestMeasuring:
             pytest.skip("needs CIFAR-10")
         told = {"checkpoint": SHIPPED, "model": None, "where": "cifar10"}
         assert run("--root", data_root, "--classes", "truck", "--out", "t", **told) == 0
-        (item,) = spectra_sheet.load("t.json")["classes"]
+        (item,) = spectra.read_sheet("t.json")["classes"]
         assert (item["class"], item["images"]) == (9, 50)
         from saddlebook.book import gather
 
-        known = gather.spectrum(9, root=data_root, results=SHIPPED.parents[1])
+        known = gather.shipped_spectrum(9, root=data_root, results=SHIPPED.parents[1])
         assert item["lambda_max"] == pytest.approx(known.lambda_max, rel=1e-5)
         line = said(capsys, "--root", data_root, "--loss", "vs", code=2, **told)
         assert "leave out --loss" in line
 
     def test_our_networks_are_seen_in_their_tensors(self, here):
-        model = models.build("resnet8", 10, 4, True, 3)
+        model = models.build_model("resnet8", 10, 4, True, 3)
         path = saved({"state_dict": model.state_dict()}, here / "cos.pt")
         told = {"checkpoint": path, "model": "resnet8"}
         assert run("--classes", "0", "--loss", "ldam", "--limit", "9", **told) == 0
-        (item,) = spectra_sheet.load("cos-spectra.json")["classes"]
+        (item,) = spectra.read_sheet("cos-spectra.json")["classes"]
         assert item["size"] == sum(p.numel() for p in model.parameters())
         assert item["trace_method"] == "deflated"
         assert item["images"] == 9
@@ -177,23 +176,25 @@ class TestMeasuring:
                 pixels = generator.integers(0, 256, (9, 12, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(made / name / f"{number}.png")
         (made / "k").mkdir()
-        images = folders.find(str(made), image_size=8)
+        images = folders.find_images(str(made), image_size=8)
         assert images.sizes == (3,) * 10 + (0,)
         assert images.read(2, torch.arange(3)).shape == (3, 3, 8, 8)
         (made / "k").rmdir()
         told = {"where": made}
         assert run("--image-size", "8", "--limit", "2", "--classes", "c", **told) == 0
-        (item,) = spectra_sheet.load("own-spectra.json")["classes"]
+        (item,) = spectra.read_sheet("own-spectra.json")["classes"]
         assert (item["class"], item["name"], item["images"]) == (2, "c", 2)
 
     def test_a_long_tail_is_the_published_draw(self):
-        images = folders.find("digits", imbalance_factor=10, max_count=80)
+        images = folders.find_images("digits", imbalance_factor=10, max_count=80)
         dataset = data.load("digits")
         tail = data.long_tail(dataset, data.class_counts(80, 10, 10))
         assert images.counts == images.sizes == tuple(data.class_counts(80, 10, 10))
         wanted = tail.train_images[tail.train_labels == 9]
         assert torch.equal(images.read(9, torch.arange(8)), wanted)
-        held = folders.find("digits", imbalance_factor=10, max_count=80, held_out=True)
+        held = folders.find_images(
+            "digits", imbalance_factor=10, max_count=80, held_out=True
+        )
         assert held.sizes == (34,) * 10
         assert held.counts == images.counts
 
@@ -222,7 +223,7 @@ class TestKeeping:
         monkeypatch.setattr("saddlebook.command.spectra._ticking", ticking)
         line = said(capsys, "--classes", "0,2", code=75)
         assert "finished classes are kept" in line
-        record = spectra_sheet.load("own-spectra.json")
+        record = spectra.read_sheet("own-spectra.json")
         assert [item["class"] for item in record["classes"]] == [0]
         monkeypatch.undo()
         os.chdir(here)
@@ -248,7 +249,7 @@ class TestKeeping:
         assert "digest mismatch" in said(capsys, "--classes", "0", code=4)
         path.write_text("{}")
         with pytest.raises(CorruptError, match="no record of the spectra command"):
-            spectra_sheet.load(path)
+            spectra.read_sheet(path)
 
     def test_the_bar_counts_steps_on_stderr(self, capsys):
         bar = Progress(10, unit="step")
@@ -373,7 +374,7 @@ class TestCheckpoints:
 
         monkeypatch.setattr(torch, "load", swapped)
         assert run("--classes", "0") == 0
-        record = spectra_sheet.load("own-spectra.json")
+        record = spectra.read_sheet("own-spectra.json")
         assert record["of"]["weights"] == sha256(first).hexdigest()
 
     @pytest.mark.parametrize(
@@ -407,7 +408,7 @@ class TestCheckpoints:
     @pytest.mark.parametrize("change", ["experiment", "epoch", "shape", "name", "list"])
     def test_an_export_of_another_form_is_one_line(self, here, capsys, change):
         exp = at_scale(Experiment(), "quick")
-        model = models.build("resnet8", 10, 4, False, 0)
+        model = models.build_model("resnet8", 10, 4, False, 0)
         meta = {"experiment": exp.to_dict(), "epoch": 10}
         tensors = dict(model.state_dict())
         if change == "experiment":
@@ -462,7 +463,7 @@ def test_a_spectra_record_of_another_form_is_one_line(here, capsys, change):
         items = [{}]
     else:
         del items[0]["name"]
-    Path("own-spectra.json").write_bytes(spectra_sheet.to_bytes(told, items))
+    Path("own-spectra.json").write_bytes(spectra.to_bytes(told, items))
     assert main(["verify", "own-spectra.json"]) == 9
     said(capsys, "--classes", "0", code=4)
 
@@ -488,12 +489,12 @@ class TestModels:
         from torchvision.models import squeezenet1_1
 
         state = squeezenet1_1(num_classes=7).state_dict()
-        model = subject.network("squeezenet1_1", state)
+        model = subject.build_network("squeezenet1_1", state)
         subject.fit(model, state, "s")
         assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
 
     def test_a_model_of_other_outputs_would_have_wrong_labels(self, here, capsys):
-        model = models.build("resnet8", 12, 4, False, 0)
+        model = models.build_model("resnet8", 12, 4, False, 0)
         path = saved(model.state_dict(), here / "twelve.pt")
         line = said(capsys, "--classes", "0", checkpoint=path, model="resnet8", code=2)
         assert "12 outputs, digits 10 classes" in line
@@ -547,9 +548,9 @@ class TestOptions:
         assert "measured whole" in line
 
     def test_a_folder_with_both_cifars_needs_a_name(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(folders.sources, "find", lambda name, folder: None)
+        monkeypatch.setattr(folders.sources, "find_source", lambda name, folder: None)
         with pytest.raises(UsageError, match="cifar10 and cifar100: give --data"):
-            folders.find(str(tmp_path))
+            folders.find_images(str(tmp_path))
 
 
 def test_the_installed_command_prints_the_table(here):
@@ -557,17 +558,17 @@ def test_the_installed_command_prints_the_table(here):
                "digits", "--model", "own:small", "--classes", "0"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=here, check=True)
     head, row = done.stdout.splitlines()[:2]
-    assert head.split() == list(spectra_sheet._HEAD)
+    assert head.split() == list(spectra._HEAD)
     assert row.startswith("0 0")
     assert "100%" in done.stderr or "step" in done.stderr
 
 
 def test_finished_means_converged_or_all_steps_done():
     open_, done = ({"converged": [c, True], "steps": 9} for c in (False, True))
-    assert spectra_sheet.finished(done, 50)
-    assert spectra_sheet.finished(open_, 9)
-    assert not spectra_sheet.finished(open_, 10)
-    assert not spectra_sheet.finished(None, 1)
+    assert spectra.finished(done, 50)
+    assert spectra.finished(open_, 9)
+    assert not spectra.finished(open_, 10)
+    assert not spectra.finished(None, 1)
 
 
 def test_options_have_a_name_in_the_subject():
@@ -619,24 +620,26 @@ def test_nested_images_are_found_as_torchvision_finds_them(tmp_path):
     root = made_folders(
         tmp_path, "ant/a.png", "ant/x/b.png", "ant/x/y/d.png", "b/c.png"
     )
-    assert folders.find(root).sizes == (3, 1)
+    assert folders.find_images(root).sizes == (3, 1)
 
 
 def test_numbered_folders_whose_orders_differ_are_refused_until_one_is_given(tmp_path):
     root = made_folders(tmp_path, "2/a.png", "10/a.png", "10/b.png")
     with pytest.raises(UsageError, match="--class-order text"):
-        folders.find(root)
-    assert folders.find(root, class_order="text").class_names == ("10", "2")
-    assert folders.find(root, class_order="number").class_names == ("2", "10")
-    assert folders.find(root, class_order="number").sizes == (1, 2)
+        folders.find_images(root)
+    assert folders.find_images(root, class_order="text").class_names == ("10", "2")
+    assert folders.find_images(root, class_order="number").class_names == ("2", "10")
+    assert folders.find_images(root, class_order="number").sizes == (1, 2)
 
 
 def test_numbered_folders_of_one_order_need_no_word(tmp_path):
     root = made_folders(tmp_path, "0/a.png", "1/a.png")
-    assert folders.find(root).class_names == ("0", "1")
+    assert folders.find_images(root).class_names == ("0", "1")
 
 
 def test_a_class_is_meant_by_its_folder_s_name_before_its_number(tmp_path):
-    images = folders.find(made_folders(tmp_path, "1/a.png", "2/a.png", "3/a.png"))
+    images = folders.find_images(
+        made_folders(tmp_path, "1/a.png", "2/a.png", "3/a.png")
+    )
     assert spectra._class("2", images) == 1
     assert spectra._class("0", images) == 0

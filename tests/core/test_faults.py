@@ -317,4 +317,4 @@ def test_a_signal_stops_within_seconds_and_loses_nothing(signals, code):
     assert "the same command continues" in errors
     assert Store("results/quick").verify()
     for file in Path(runner.WORK).glob("*/latest.ckpt"):
-        checkpoint.load(file)
+        checkpoint.read_checkpoint(file)

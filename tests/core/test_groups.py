@@ -50,7 +50,9 @@ def results(records):
 def progress():
     """Epochs reached by the runs that started."""
     files = [runner.Path(runner.WORK) / e.slug / "latest.ckpt" for e in GROUP]
-    return [checkpoint.load(file)[0]["epoch"] for file in files if file.exists()]
+    return [
+        checkpoint.read_checkpoint(file)[0]["epoch"] for file in files if file.exists()
+    ]
 
 
 def test_the_table_makes_one_group_of_sgd_and_one_of_sam():

@@ -32,15 +32,15 @@ def trained(digits, tmp_path_factory):
 
 
 def test_no_epochs_no_spectra(digits):
-    assert measure.plan(TINY.training) == []
-    assert measure.spectra(TINY.training, digits, {}) == []
+    assert measure.spectra_plan(TINY.training) == []
+    assert measure.class_items(TINY.training, digits, {}) == []
 
 
 def test_the_plan_of_the_figure_measures_both_ways_at_every_epoch():
     figure = at_scale(
         Experiment(reweight="drw", spectra_at=Experiment().milestones), "lite"
     )
-    items = measure.plan(figure)
+    items = measure.spectra_plan(figure)
     names = [(i["epoch"], i["class"], i["mode"]) for i in items]
     assert len(set(names)) == len(names)
     for epoch in figure.spectra_at:
@@ -52,7 +52,7 @@ def test_the_plan_of_the_figure_measures_both_ways_at_every_epoch():
 
 
 def test_a_single_epoch_means_one_clean_spectrum_of_every_class():
-    items = measure.plan(replace(TINY, spectra_at=(3,)))
+    items = measure.spectra_plan(replace(TINY, spectra_at=(3,)))
     names = [(i["epoch"], i["class"], i["mode"]) for i in items]
     assert names == [(3, class_, "clean") for class_ in range(10)]
 
@@ -100,13 +100,15 @@ def test_a_stopped_measurement_goes_on_where_it_was(
     for epoch, path in trained.weights.items():
         weights[epoch] = tmp_path / path.name
         weights[epoch].write_bytes(path.read_bytes())
-    short = [i for i in measure.plan(TINY) if i["class"] == 9 and i["of"] == "clean"]
-    monkeypatch.setattr(measure, "plan", lambda experiment: short)
+    short = [
+        i for i in measure.spectra_plan(TINY) if i["class"] == 9 and i["of"] == "clean"
+    ]
+    monkeypatch.setattr(measure, "spectra_plan", lambda experiment: short)
     kept, seen = tmp_path / "spectra.json", []
     with pytest.raises(Stopped, match="after 1 of"):
-        measure.spectra(TINY, digits, weights, halted=kept.exists)
+        measure.class_items(TINY, digits, weights, halted=kept.exists)
     before = kept.read_text()
-    done = measure.spectra(
+    done = measure.class_items(
         TINY, digits, weights, progress=lambda *told: seen.append(told)
     )
     places, totals, names = zip(*seen, strict=True)
@@ -125,7 +127,7 @@ def lone_spectrum(trained, tmp_path, monkeypatch):
     for epoch, path in trained.weights.items():
         files[epoch].write_bytes(path.read_bytes())
     only = [measure._item(3, 0, "clean")]
-    monkeypatch.setattr(measure, "plan", lambda experiment: only)
+    monkeypatch.setattr(measure, "spectra_plan", lambda experiment: only)
     return files
 
 
@@ -133,11 +135,11 @@ def test_kept_spectra_serve_only_the_number_of_images_they_were_measured_with(
     digits, lone_spectrum
 ):
     few = replace(TINY, spectra_images=5)
-    (first,) = measure.spectra(few, digits, lone_spectrum)
-    (second,) = measure.spectra(TINY, digits, lone_spectrum)
+    (first,) = measure.class_items(few, digits, lone_spectrum)
+    (second,) = measure.class_items(TINY, digits, lone_spectrum)
     assert (first["images"], second["images"]) == (5, 20)
     assert "origin" not in first
-    assert measure.spectra(few, digits, lone_spectrum) == [first]
+    assert measure.class_items(few, digits, lone_spectrum) == [first]
 
 
 @pytest.mark.parametrize("changed", ["curvature", "numerics", "weights"])
@@ -145,27 +147,29 @@ def test_kept_spectra_serve_only_the_weights_and_code_they_come_from(
     digits, lone_spectrum, changed
 ):
     file = lone_spectrum[3].with_name("spectra.json")
-    honest = measure.spectra(TINY, digits, lone_spectrum)
+    honest = measure.class_items(TINY, digits, lone_spectrum)
     (kept,) = files.load_json(file)
     planted = kept | {"lambda_min": -99.0}
     file.write_bytes(files.dump_json([planted]))
-    assert measure.spectra(TINY, digits, lone_spectrum)[0]["lambda_min"] == -99.0
+    assert measure.class_items(TINY, digits, lone_spectrum)[0]["lambda_min"] == -99.0
     origin = planted["origin"] | {changed: "0" * 16}
     file.write_bytes(files.dump_json([planted | {"origin": origin}]))
-    assert measure.spectra(TINY, digits, lone_spectrum) == honest
+    assert measure.class_items(TINY, digits, lone_spectrum) == honest
 
 
 def test_spectra_kept_before_origins_were_are_taken_as_this_code_s(
     digits, lone_spectrum
 ):
     file = lone_spectrum[3].with_name("spectra.json")
-    honest = measure.spectra(TINY, digits, lone_spectrum)
+    honest = measure.class_items(TINY, digits, lone_spectrum)
     old = honest[0] | {"lambda_min": -99.0}
     for item in (old, {k: v for k, v in old.items() if k != "limit"}):
         file.write_bytes(files.dump_json([item]))
-        assert measure.spectra(TINY, digits, lone_spectrum)[0]["lambda_min"] == -99.0
+        assert (
+            measure.class_items(TINY, digits, lone_spectrum)[0]["lambda_min"] == -99.0
+        )
     file.write_bytes(files.dump_json([old | {"limit": 7}]))
-    assert measure.spectra(TINY, digits, lone_spectrum) == honest
+    assert measure.class_items(TINY, digits, lone_spectrum) == honest
 
 
 def test_a_record_with_spectra_answers_by_class_epoch_and_mode(tmp_path):
@@ -184,7 +188,7 @@ def test_a_record_with_spectra_answers_by_class_epoch_and_mode(tmp_path):
     )
     assert tail.lambda_max == pytest.approx(again.lambda_max, rel=1e-5)
     # the same training serves the experiment without measurements
-    meta, _ = checkpoint.load(path)
+    meta, _ = checkpoint.read_checkpoint(path)
     assert meta["experiment"] == TINY.training.to_dict()
     assert replace(TINY, spectra_at=()) == TINY.training
     assert torch.isfinite(torch.tensor(tail.gradient_norm))

@@ -53,7 +53,9 @@ def test_a_cosine_head_starts_with_unit_columns():
 
 
 def test_weights_follow_he_initialisation():
-    weight = models.build("resnet32", 10, 16, False, seed=0).layer3[1].conv1.weight
+    weight = (
+        models.build_model("resnet32", 10, 16, False, seed=0).layer3[1].conv1.weight
+    )
     expected = (2 / (64 * 9)) ** 0.5
     relative = float(weight.detach().std()) / expected - 1
     assert abs(relative) < 4 / (2 * weight.numel()) ** 0.5
@@ -61,11 +63,11 @@ def test_weights_follow_he_initialisation():
 
 def test_initial_weights_depend_on_the_seed_alone():
     torch.manual_seed(1)
-    first = models.build("resnet8", 10, 4, False, seed=5)
+    first = models.build_model("resnet8", 10, 4, False, seed=5)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    second = models.build("resnet8", 10, 4, False, seed=5)
-    other = models.build("resnet8", 10, 4, False, seed=6)
+    second = models.build_model("resnet8", 10, 4, False, seed=5)
+    other = models.build_model("resnet8", 10, 4, False, seed=6)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first.conv1.weight, second.conv1.weight)
     assert not torch.equal(first.conv1.weight, other.conv1.weight)
@@ -85,6 +87,6 @@ def test_resnet50_is_fit_with_either_head():
 
 def test_an_unknown_model_is_answered_with_the_nearest_name():
     with pytest.raises(UsageError, match="did you mean 'resnet32'"):
-        models.build("resnet23", 10, 16, False, 0)
+        models.build_model("resnet23", 10, 16, False, 0)
     with pytest.raises(UsageError, match="at least 1"):
-        models.build("resnet8", 10, 0, False, 0)
+        models.build_model("resnet8", 10, 0, False, 0)

@@ -122,17 +122,17 @@ def test_the_bar_ends_at_its_end_also_after_a_resume_and_with_spectra():
     bar.measuring(run, 0, 8, "class 0")
     bar.measuring(run, 8, 8, "class 9")
     bar.close()
-    assert bar.worked - before == pytest.approx(progress.measuring(run))
-    assert before == pytest.approx(progress.training(run) * 7 / 10)
+    assert bar.worked - before == pytest.approx(progress.measuring_work(run))
+    assert before == pytest.approx(progress.training_work(run) * 7 / 10)
     assert "100%" in screen.getvalue().splitlines()[-1].rpartition("\r")[2]
 
 
 def test_a_run_with_sam_is_twice_the_work_and_one_training_counts_once():
     sgd, sam = studies.control([0])
-    ratio = progress.training(sam) / progress.training(sgd)
+    ratio = progress.training_work(sam) / progress.training_work(sgd)
     assert 1.9 < ratio < 2
-    timing = [progress.training(e) for e in studies.sam_timing([0])]
-    plain = progress.training(studies.table1(seeds=[0])[0])
+    timing = [progress.training_work(e) for e in studies.sam_timing([0])]
+    plain = progress.training_work(studies.table1(seeds=[0])[0])
     assert sum(timing) == pytest.approx(3 * plain, rel=0.03)
     measured = studies.dynamics([0])
     both = [*measured, *(e.training for e in measured)]

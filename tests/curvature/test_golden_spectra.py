@@ -106,7 +106,7 @@ def digits():
 @pytest.fixture(scope="module")
 def network(digits):
     """Float64, its running statistics those of digits, shrunk to look trained."""
-    model = models.build("resnet8", 10, 2, False, 0).double()
+    model = models.build_model("resnet8", 10, 2, False, 0).double()
     with torch.no_grad():
         for norm in model.modules():
             if isinstance(norm, nn.BatchNorm2d):

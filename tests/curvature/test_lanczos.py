@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saddlebook.curvature.lanczos import State, advance, lanczos, starts
+from saddlebook.curvature.lanczos import KrylovState, advance, lanczos, starts
 from saddlebook.errors import NumericalError, UsageError
 
 SIZE = 200
@@ -94,7 +94,7 @@ def test_weights_of_every_probe_sum_to_one():
 def test_basis_stays_orthonormal(dtype, most):
     dtype = getattr(torch, dtype)
     matrix = operator(family("isolated", 0)).to(dtype)
-    start = State(starts(SIZE, 0, 0).to(dtype)[None])
+    start = KrylovState(starts(SIZE, 0, 0).to(dtype)[None])
     basis = advance(start, lambda v: matrix @ v, 100).basis.double()
     assert (basis @ basis.T - torch.eye(len(basis))).abs().max() < most
 
@@ -158,7 +158,7 @@ def test_rtol_stops_early_with_the_accuracy_it_promised():
 
 def test_a_resumed_recurrence_equals_an_uninterrupted_one_bit_for_bit():
     matrix = operator(family("clustered", 0))
-    start = State(starts(SIZE, 0, 0)[None])
+    start = KrylovState(starts(SIZE, 0, 0)[None])
     whole = advance(start, lambda v: matrix @ v, 40)
     half = advance(start, lambda v: matrix @ v, 17)
     again = advance(half, lambda v: matrix @ v, 40)

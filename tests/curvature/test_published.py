@@ -20,7 +20,7 @@ def small(count=12, pixels=8, seed=0):
     """A small network with lively batch norms, and uint8 images of three classes."""
     from saddlebook import models
 
-    model = models.build("resnet8", 4, 2, False, seed)
+    model = models.build_model("resnet8", 4, 2, False, seed)
     generator = torch.Generator().manual_seed(seed)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
@@ -150,7 +150,9 @@ def test_redrawn_products_change_from_call_to_call_and_repeat_from_the_start():
 
 def test_frozen_holds_every_image_in_each_draw():
     images, labels = small()[2:]
-    fixed, targets = published.inputs(hessian.MODES["frozen"], images, labels, 1, 3)
+    fixed, targets = published.mode_inputs(
+        hessian.MODES["frozen"], images, labels, 1, 3
+    )
     assert fixed.shape == (36, 3, 8, 8)
     assert torch.equal(fixed[12:24], published.redraw(images, 1, 1, torch.float32))
     assert torch.equal(targets, labels.repeat(3))

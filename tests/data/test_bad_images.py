@@ -172,7 +172,7 @@ def test_a_program_in_an_image_is_not_run(tmp_path, no_program, ending):
     (tmp_path / "own/a").mkdir(parents=True)
     (tmp_path / f"own/a/x.{ending}").write_bytes(GHOSTSCRIPT)
     with pytest.raises(DataError, match=r"x\..* cannot be read as an image"):
-        folders.find(str(tmp_path / "own")).read(0, torch.arange(1))
+        folders.find_images(str(tmp_path / "own")).read(0, torch.arange(1))
 
 
 def many(rows):
@@ -253,7 +253,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
     own = tmp_path / "own/a/x.png"
     for file, read in {
         tmp_path / "folders/train/cat/00013.png": lambda: load(tmp_path / "folders"),
-        own: lambda: folders.find(str(own.parents[1])).read(0, torch.arange(1)),
+        own: lambda: folders.find_images(str(own.parents[1])).read(0, torch.arange(1)),
         tmp_path / "cifar-10-batches-py/data_batch_2": lambda: load(tmp_path),
         tmp_path / "parquet/test-00000-of-00001.parquet": lambda: load(
             tmp_path / "parquet"
@@ -296,10 +296,10 @@ def test_a_full_copy_with_one_pixel_changed_is_refused(cifar_root, tmp_path):
     test = cifar.test_images.numpy(), cifar.test_labels.numpy()
     files = batch_files(kind=BINARY, given=(train, test))
     folder = write_batches(tmp_path, "cifar10", BINARY, files)
-    (images, _), _ = sources.find("cifar10", tmp_path).read()
+    (images, _), _ = sources.find_source("cifar10", tmp_path).read()
     assert np.array_equal(images, train[0])
     with (folder / "data_batch_3.bin").open("r+b") as batch:
         batch.seek(12_345)
         batch.write(bytes([files["data_batch_3.bin"][12_345] ^ 1]))
     with pytest.raises(DataError, match="a pixel or a label differs"):
-        sources.find("cifar10", tmp_path).read()
+        sources.find_source("cifar10", tmp_path).read()

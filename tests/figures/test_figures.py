@@ -72,7 +72,7 @@ def test_groups_differ_for_colour_blind_readers(matrix):
 
 def test_class_counts_draws_one_bar_a_class(runs):
     classes = report.per_class(runs).drop_duplicates("label")
-    ax = figures.class_counts(classes)
+    ax = figures.plot_class_counts(classes)
     assert [bar.get_height() for bar in ax.patches] == classes["count"].tolist()
     assert [t.get_text() for t in ax.get_xticklabels()] == classes["name"].tolist()
     assert ax.get_yscale() == "log"
@@ -84,7 +84,7 @@ def test_curves_draws_the_table_and_names_lines_and_axes():
     table = pd.DataFrame(
         {"n": [1, 10, 1, 10], "w": [1, 2, 3, 4], "β": [0.9] * 2 + [0.5] * 2}
     )
-    ax = figures.curves(table, "n", "w", "β", log="x")
+    ax = figures.plot_curves(table, "n", "w", "β", log="x")
     assert [line.get_label() for line in ax.lines] == ["0.9", "0.5"]
     assert ax.lines[1].get_ydata().tolist() == [3, 4]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
@@ -94,7 +94,7 @@ def test_curves_draws_the_table_and_names_lines_and_axes():
 
 def test_class_accuracy_shows_every_run_of_every_class_and_the_means(runs):
     classes = report.per_class(runs)
-    ax = figures.class_accuracy(classes, ["CE+DRW", "CE+DRW+SAM"])
+    ax = figures.plot_class_accuracy(classes, ["CE+DRW", "CE+DRW+SAM"])
     part = classes[classes["method"].isin(["CE+DRW", "CE+DRW+SAM"])]
     assert len(drawn(ax)) == len(part) + 2 * 10
     sam = ax.lines[3]
@@ -105,7 +105,7 @@ def test_class_accuracy_shows_every_run_of_every_class_and_the_means(runs):
 
 def test_training_shows_every_run_and_their_mean(runs):
     table = report.through_training(runs)
-    ax = figures.through_training(table, ["CE+DRW", "CE+DRW+SAM"], "tail")
+    ax = figures.plot_through_training(table, ["CE+DRW", "CE+DRW+SAM"], "tail")
     assert len(ax.lines) == 2 * (5 + 1) + 1  # and where re-weighting starts
     ends = [line.get_ydata()[-1] for line in ax.lines]
     assert np.isclose(ends, np.mean(TAILS["CE+DRW"])).sum() == 1
@@ -118,14 +118,14 @@ def test_panels_share_a_scale_and_one_legend(runs):
     row = figures.panels(2)
     for ax, base in zip(row, ("CE", "VS"), strict=True):
         methods = [base, f"{base}+SAM"]
-        figures.through_training(table, methods, names=("SGD", "SAM"), ax=ax)
+        figures.plot_through_training(table, methods, names=("SGD", "SAM"), ax=ax)
     assert row[0].get_ylim() == row[1].get_ylim()
     assert [ax.get_legend() is not None for ax in row] == [True, False]
     assert (row[0].get_ylabel() != "", row[1].get_ylabel()) == (True, "")
 
 
 def test_methods_shows_ours_and_the_papers_in_one_row_each(cells):
-    ax = figures.methods(cells)
+    ax = figures.plot_methods(cells)
     assert [t.get_text() for t in ax.get_yticklabels()] == list(TAILS)
     means = [np.mean(values) for values in TAILS.values()]
     points = drawn(ax)
@@ -140,7 +140,7 @@ def test_methods_shows_ours_and_the_papers_in_one_row_each(cells):
 
 def test_effects_show_every_pair_the_interval_and_none(runs):
     judged = claims.judge(hypotheses.main_table(), runs).iloc[:8]
-    ax = figures.effects(judged)
+    ax = figures.plot_effects(judged)
     points = drawn(ax)[:, 0]
     row = judged.set_index("claim").loc["CE+DRW+SAM − CE+DRW, tail"]
     for value in (*row["values"], row["difference"], row["paper"], 0):
@@ -154,7 +154,7 @@ def test_effects_show_every_pair_the_interval_and_none(runs):
 
 
 def test_the_svg_is_wellformed_named_and_follows_the_page(cells):
-    ax = figures.methods(cells)
+    ax = figures.plot_methods(cells)
     text = svg.inline(ax.figure)
     root = ElementTree.fromstring(text)
     assert root.get("role") == "img"
@@ -170,7 +170,7 @@ def test_the_svg_is_wellformed_named_and_follows_the_page(cells):
 
 def test_the_same_figure_is_the_same_text_and_two_share_no_id(cells):
     one, again, other = (
-        svg.inline(figures.methods(cells, group).figure)
+        svg.inline(figures.plot_methods(cells, group).figure)
         for group in ("tail", "tail", "overall")
     )
     assert one == again
@@ -187,7 +187,7 @@ def test_drawing_leaves_the_readers_settings_alone(cells):
     with mpl.rc_context():
         mpl.rcdefaults()
         before = dict(mpl.rcParams)
-        svg.inline(figures.methods(cells).figure)
+        svg.inline(figures.plot_methods(cells).figure)
         assert dict(mpl.rcParams) == before
 
 
@@ -200,7 +200,7 @@ def shell():
 @pytest.mark.usefixtures("shell")
 def test_a_shown_figure_has_its_caption_and_is_told_in_words(cells):
     with capture_output() as caught:
-        figures.show(figures.methods(cells), "Tail accuracy < 80 %; seeds 0 to 4.")
+        figures.show(figures.plot_methods(cells), "Tail accuracy < 80 %; seeds 0 to 4.")
     (output,) = caught.outputs
     assert "Tail accuracy &lt; 80 %" in output.data["text/html"]
     assert "CE+DRW 45.9" in output.data["text/plain"]
@@ -208,5 +208,5 @@ def test_a_shown_figure_has_its_caption_and_is_told_in_words(cells):
 
 
 def test_descriptions_hold_no_missing_number(cells):
-    assert "nan" not in svg.describe(figures.methods(cells).figure)
-    assert all(math.isfinite(v) for v in drawn(figures.methods(cells)).ravel())
+    assert "nan" not in svg.describe(figures.plot_methods(cells).figure)
+    assert all(math.isfinite(v) for v in drawn(figures.plot_methods(cells)).ravel())

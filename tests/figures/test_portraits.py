@@ -17,11 +17,11 @@ def table():
 
 @pytest.fixture(scope="module")
 def picture(table):
-    return svg.inline(toys.factor({"same": table}).figure)
+    return svg.inline(toys.plot_factor({"same": table}).figure)
 
 
 def test_factor_draws_measured_and_predicted(table):
-    ax = toys.factor({"same": table, "again": table})
+    ax = toys.plot_factor({"same": table, "again": table})
     points = np.concatenate([np.column_stack(line.get_data()) for line in ax.lines])
     for x, y in table[["a", "measured"]].to_numpy():
         assert (np.isclose(points, (x, y)).all(axis=1)).sum() == 2
@@ -34,7 +34,7 @@ def test_factor_draws_measured_and_predicted(table):
 
 def test_escape_maps_leave_blank_what_never_escapes():
     one = escapes.escape_map(normalised=True, cells=12, steps=200)
-    ax = toys.escape_maps([one, one])
+    ax = toys.plot_escape_maps([one, one])
     (mesh,) = [c for c in ax.collections if c.get_array() is not None]
     shown = np.ma.filled(mesh.get_array(), np.nan)
     np.testing.assert_array_equal(np.isnan(shown), np.isinf(one.times))
@@ -45,14 +45,14 @@ def test_escape_maps_leave_blank_what_never_escapes():
 
 
 def test_the_portrait_counts_who_stays_at_the_saddle():
-    left, right = toys.portrait(0.3).figure.axes
+    left, right = toys.plot_portrait(0.3).figure.axes
     assert left.get_label().startswith("0 of 12")
     assert right.get_label().startswith("6 of 12")
 
 
 def test_arrivals_draws_a_line_for_each_noise():
     table = escapes.arrivals((0.0, 0.5), (0.0, 0.1), runs=5)
-    ax = toys.arrivals({"none": table})
+    ax = toys.plot_arrivals({"none": table})
     assert ax.get_legend_handles_labels()[1] == ["σ = 0", "σ = 0.1"]
     assert ax.lines[0].get_ydata().tolist() == [100, 0]
     assert ax.lines[3].get_xdata()[0] == pytest.approx(0.16, abs=0.001)

@@ -77,7 +77,7 @@ def test_the_explorer_holds_measured_values_and_nothing_between(records):
 
 def test_the_table_of_radii_lists_all_registered_ones_run_or_not(records):
     some = [r for r in records if r.experiment.rho in (0.0, 0.3)]
-    table = sweeps.radii(some, PRINTED)
+    table = sweeps.plot_radii(some, PRINTED)
     assert list(table["ρ, paper's scale"]) == [f"{rho:g}" for rho in studies.RADII]
     assert list(table["runs"]) == ["5", "0", "0", "0", "5", "0", "0"]
     row = table.loc["0.3"]
@@ -85,7 +85,7 @@ def test_the_table_of_radii_lists_all_registered_ones_run_or_not(records):
     mean = sum(r.accuracy.tail for r in some if r.experiment.rho) / 5
     assert row["tail"].startswith(f"{mean:.1f} ± ")
     assert table.loc["0.78", "tail"] == table.loc["0", "tail, paper"] == "–"
-    assert list(sweeps.radii([], PRINTED)["runs"]) == ["0"] * 7
+    assert list(sweeps.plot_radii([], PRINTED)["runs"]) == ["0"] * 7
 
 
 def test_the_papers_curve_in_words_is_that_of_the_poster():
@@ -98,7 +98,7 @@ def test_the_papers_curve_in_words_is_that_of_the_poster():
 
 def test_a_curve_draws_every_run_and_its_means(records):
     table = sweeps.by_group(sweeps.runs(records), ("overall", "tail"))
-    ax = sweeps.curve(table, "rho", "accuracy", "group")
+    ax = sweeps.plot_curve(table, "rho", "accuracy", "group")
     points, means = ax.lines[0], ax.lines[1]
     assert len(points.get_xdata()) == len(records)
     assert list(means.get_xdata()) == sorted({r.experiment.rho for r in records})
@@ -109,10 +109,10 @@ def test_a_curve_draws_every_run_and_its_means(records):
 
 def test_an_empty_study_draws_as_not_run_yet():
     table = sweeps.by_group(sweeps.runs([]))
-    ax = sweeps.curve(table, "rho", "accuracy", "group")
+    ax = sweeps.plot_curve(table, "rho", "accuracy", "group")
     assert "not run yet" in svg.inline(ax.figure)
-    assert "not run yet" in sweeps.strips(table).get_label()
-    assert sweeps.setting([]) == "not run yet"
+    assert "not run yet" in sweeps.plot_strips(table).get_label()
+    assert sweeps.setting_or_none([]) == "not run yet"
 
 
 def test_spectra_are_those_of_the_rarest_class_after_the_last_epoch():
@@ -148,6 +148,6 @@ def test_reruns_stand_beside_the_papers_rows_of_the_same_cell():
 
 def test_a_scatter_draws_every_run_of_every_knob(records):
     table = sweeps.runs(records)
-    ax = sweeps.scatter(table, "tail_train_loss", "tail", "method", log=True)
+    ax = sweeps.plot_scatter(table, "tail_train_loss", "tail", "method", log=True)
     assert sum(len(line.get_xdata()) for line in ax.lines) == len(records)
     assert len(ax.lines) == table["method"].nunique()

@@ -8,8 +8,7 @@ import pytest
 from saddlebook import studies
 from saddlebook.book import Page, gather
 from saddlebook.errors import UsageError
-from saddlebook.findings import inference, report
-from saddlebook.findings import readme as findings
+from saddlebook.findings import inference, readme, report
 from saddlebook.findings.readme import Finding
 from saddlebook.store import Store
 
@@ -18,12 +17,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def found():
-    return findings.findings(results=ROOT / "results")
+    return readme.findings(results=ROOT / "results")
 
 
 def test_the_readme_holds_the_table_that_the_records_give(found):
     text = (ROOT / "README.md").read_text()
-    assert findings.inserted(text, found) == text, (
+    assert readme.inserted(text, found) == text, (
         "run: python -m saddlebook.findings.readme"
     )
 
@@ -60,9 +59,9 @@ def test_runs_at_full_scale_stand_beside_the_papers_numbers(found):
 
 def test_a_page_and_the_readme_give_one_verdict_on_every_claim():
     page = Page("intro", results=str(ROOT / "results"))
-    for family in findings.FAMILIES:
+    for family in readme.FAMILIES:
         here = gather.verdicts(page, family())
-        there = findings.judged(family(), results=ROOT / "results")
+        there = readme.judged(family(), results=ROOT / "results")
         columns = ["claim", "word", "reason", "here", "registered"]
         assert here[columns].equals(there[columns])
 
@@ -80,12 +79,12 @@ def test_pages_quote_verdicts_and_judge_nothing_themselves(path):
 
 def test_only_what_stands_between_the_marks_is_replaced():
     text = "a\n<!-- found -->\nold\n<!-- /found -->\nb\n"
-    new = findings.inserted(text, [Finding("c", "1", "2", "supported")])
+    new = readme.inserted(text, [Finding("c", "1", "2", "supported")])
     assert new.startswith("a\n<!-- found -->\n| claim |")
     assert new.endswith("| c | 1 | 2 | supported |\n<!-- /found -->\nb\n")
-    assert findings.inserted(new, [Finding("c", "1", "2", "supported")]) == new
+    assert readme.inserted(new, [Finding("c", "1", "2", "supported")]) == new
 
 
 def test_a_readme_without_marks_is_refused():
     with pytest.raises(UsageError, match="to write between"):
-        findings.inserted("nothing here", [])
+        readme.inserted("nothing here", [])

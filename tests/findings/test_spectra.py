@@ -15,9 +15,7 @@ from saddlebook import studies
 from saddlebook.book import gather
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.experiment import at_scale
-from saddlebook.findings import claims, report, spectra_claims
-from saddlebook.findings import tables as curvature
-from saddlebook.findings import tables as curvature_tables
+from saddlebook.findings import claims, report, spectra_claims, tables
 from saddlebook.findings.claims import Claim, Family
 from saddlebook.findings.spectra_claims import Cell, Exceeds
 from saddlebook.theory import oddities
@@ -85,7 +83,7 @@ def judged(pairs, labels=TAIL, **changes):
 
 def test_a_row_knows_method_class_stage_and_what_it_was_measured_on():
     items = [item(), item(class_=0, epoch=120, mode="as_published_cut2")]
-    table = curvature.spectra([run("sam", 3, *items)])
+    table = tables.spectra_table([run("sam", 3, *items)])
     first, second = table.to_dict("records")
     assert (first["method"], first["seed"], first["stage"]) == ("CE+DRW+SAM", 3, 200)
     assert (first["n"], first["data"], first["mode"]) == (69, "training", "clean")
@@ -95,31 +93,31 @@ def test_a_row_knows_method_class_stage_and_what_it_was_measured_on():
 
 def test_an_unconverged_value_is_no_number_and_stands_as_such():
     loose = item(converged=[False, True], lambda_min_bound=0.5)
-    table = curvature.spectra([run("sgd", 0, loose)])
+    table = tables.spectra_table([run("sgd", 0, loose)])
     assert table["lambda_min"].isna().all()
     assert table["nonconvexity"].isna().all()
     assert table["lambda_max"].item() == 10
-    shown = curvature_tables.sheet(table)
+    shown = tables.sheet(table)
     assert shown["λmin"].item() == shown["|λmin/λmax|"].item() == "not converged"
     assert shown["λmax"].item() == "10 ± 0.001"
-    assert "1 not converged" in curvature_tables.coverage(table)
+    assert "1 not converged" in tables.coverage(table)
 
 
 def test_what_a_released_mode_reports_is_kept_and_marked():
-    table = curvature.spectra([run("sgd", 0, released())])
+    table = tables.spectra_table([run("sgd", 0, released())])
     assert table["reported"].all()
     assert table["nonconvexity"].item() == pytest.approx(0.9)
-    assert curvature_tables.sheet(table)["λmin"].item() == "[-9]"
+    assert tables.sheet(table)["λmin"].item() == "[-9]"
 
 
 def test_a_released_mode_that_converged_is_a_result():
-    table = curvature.spectra([run("sgd", 0, item(mode="fixed_before"))])
+    table = tables.spectra_table([run("sgd", 0, item(mode="fixed_before"))])
     assert not table["reported"].any()
-    assert curvature_tables.sheet(table)["λmin"].item() == "-1 ± 0.001"
+    assert tables.sheet(table)["λmin"].item() == "-1 ± 0.001"
 
 
 def test_slope_and_fall_of_a_quadratic_are_those_of_its_parabola():
-    table = curvature.spectra([run("sgd", 0, item(low=-5.0, gradient_norm=3.0))])
+    table = tables.spectra_table([run("sgd", 0, item(low=-5.0, gradient_norm=3.0))])
     # t = sqrt(2·0.1/5) = 0.2: gradient promises 0.6, the parabola falls by 0.1
     assert table["slope"].item() == pytest.approx(0.6)
     assert table["fall"].item() == pytest.approx(0.1)
@@ -137,7 +135,7 @@ def test_slope_and_fall_of_a_quadratic_are_those_of_its_parabola():
     ],
 )
 def test_a_negative_eigenvalue_alone_is_no_saddle(kind, changes):
-    table = curvature.spectra([run("sgd", 0, item(**changes))])
+    table = tables.spectra_table([run("sgd", 0, item(**changes))])
     assert list(spectra_claims.kinds(table)) == [kind]
     assert spectra_claims.count(spectra_claims.kinds(table)) == f"1 {kind}"
 
@@ -145,20 +143,20 @@ def test_a_negative_eigenvalue_alone_is_no_saddle(kind, changes):
 def test_causes_need_all_four_corners_and_name_them():
     corners = [item(low=-0.2), item(mode="redrawn", low=-3.0), released()]
     corners += [item(mode="fixed_before", low=-0.3)]
-    whole = curvature.causes(curvature.spectra([run("sgd", 0, *corners)]))
+    whole = tables.causes(tables.spectra_table([run("sgd", 0, *corners)]))
     assert whole.iloc[0, 3:].tolist() == pytest.approx([0.02, 0.03, 0.3, 0.9])
     assert list(whole.columns[3:]) == [
         "fixed, after", "fixed, before", "redrawn, after", "redrawn, before",
     ]  # fmt: skip
-    assert curvature.causes(curvature.spectra([run("sgd", 0, *corners[1:])])).empty
+    assert tables.causes(tables.spectra_table([run("sgd", 0, *corners[1:])])).empty
 
 
 def test_controls_name_whole_cut_and_held_out_classes_in_order():
     cut = item(class_=0, mode="clean_cut0") | {"images": 50}
     held = item(class_=8, mode="clean_held_out") | {"images": 1000}
     whole = item(class_=0) | {"images": 1000}
-    table = curvature.spectra([run("sgd", 0, held, cut, whole, item())])
-    names = curvature.controls(table, "CE+DRW")["name"].tolist()
+    table = tables.spectra_table([run("sgd", 0, held, cut, whole, item())])
+    names = tables.controls(table, "CE+DRW")["name"].tolist()
     assert names == [
         "class 0, 1000", "class 0, 50 of 1,000", "class 8, 69",
         "class 8, 1000 held out",
@@ -168,40 +166,40 @@ def test_controls_name_whole_cut_and_held_out_classes_in_order():
 def test_a_class_measured_in_part_is_named_so_and_held_out_images_are_not():
     part = item(class_=0) | {"images": 100}
     held = item(class_=0, mode="clean_held_out") | {"images": 100}
-    table = curvature.spectra([run("sgd", 0, part, held)])
-    names = curvature.controls(table, "CE+DRW")["name"].tolist()
+    table = tables.spectra_table([run("sgd", 0, part, held)])
+    names = tables.controls(table, "CE+DRW")["name"].tolist()
     assert names == ["class 0, 100 of 1,000", "class 0, 100 held out"]
 
 
 def test_distances_to_the_paper_stand_by_epoch_of_points_measured_both_ways():
-    printed = curvature.published_dynamics(report.paper("dynamics"))
+    printed = tables.published_dynamics(report.paper("dynamics"))
     both = [item(), released(), item(class_=7)]
     both += [item(epoch=120), released(low=-1.0, epoch=120)]
-    table = curvature.spectra([run("sgd", 0, *both)])
-    gaps = curvature_tables.gaps(table, printed).set_index("epoch").loc[[160, 200]]
+    table = tables.spectra_table([run("sgd", 0, *both)])
+    gaps = tables.gaps(table, printed).set_index("epoch").loc[[160, 200]]
     assert gaps["points"].tolist() == [1, 1]  # class 8 at 0.99, once at each epoch
     assert gaps["as published"].tolist() == ["0.89", "0.09"]
     assert gaps["images fixed"].tolist() == ["0.89", "0.89"]
     assert gaps["off by more than 0.5"].tolist() == [1, 0]
-    told = curvature_tables.before_and_after(table, printed, "CE+DRW")
+    told = tables.before_and_after(table, printed, "CE+DRW")
     assert told.startswith("before it, 1 points: 0.89 as published (1 off by more")
 
 
 def test_overlapping_losses_are_told_by_method():
     high = [released(low=-9.5, loss=0.1), released(low=-9.5, loss=3.0)]
     low = [released(low=-1.0, loss=0.1)]
-    told = curvature_tables.released_at_equal_loss(
-        curvature.spectra([run("sgd", 0, *high), run("sam", 0, *low)])
+    told = tables.released_at_equal_loss(
+        tables.spectra_table([run("sgd", 0, *high), run("sam", 0, *low)])
     )
     assert "1 of 1 measurements of CE+DRW read 0.9 or more" in told
     assert "0 of 1 measurements of CE+DRW+SAM read 0.9 or more, 1 less" in told
 
 
 def test_rows_of_other_modes_say_that_loss_and_gradient_are_of_fixed_images():
-    table = curvature.spectra([run("sgd", 0, item(), released())])
-    assert "loss, fixed images" in curvature_tables.sheet(table, ("recurrence",))
-    clean = curvature.pick(table, mode="clean")
-    assert "loss" in curvature_tables.sheet(clean)
+    table = tables.spectra_table([run("sgd", 0, item(), released())])
+    assert "loss, fixed images" in tables.sheet(table, ("recurrence",))
+    clean = tables.pick(table, mode="clean")
+    assert "loss" in tables.sheet(clean)
 
 
 SPREAD = [(2.1, 1), (2.2, 1.1), (1.9, 0.9), (2.0, 1.05), (2.05, 0.95)]
@@ -244,19 +242,21 @@ def test_spectra_of_other_studies_are_no_evidence_on_the_figure():
 
 
 def test_without_records_tables_say_so():
-    table = curvature.spectra([])
-    assert curvature_tables.sheet(table).iloc[0, 0] == curvature.NONE
-    assert curvature_tables.coverage(table) == curvature_tables.spread(table, "steps")
-    assert curvature.controls(table, "CE+DRW").empty
-    assert curvature.causes(table).empty
+    table = tables.spectra_table([])
+    assert tables.sheet(table).iloc[0, 0] == tables.NONE
+    assert tables.coverage(table) == tables.spread(table, "steps")
+    assert tables.controls(table, "CE+DRW").empty
+    assert tables.causes(table).empty
 
 
 def test_claims_read_cells_that_the_plan_measures():
     from saddlebook import measure
 
     exp = at_scale(studies.dynamics(seeds=(0,))[0], "lite")
-    stage = curvature.stages(exp)
-    known = {(stage[i["epoch"]], i["class"], i["mode"]) for i in measure.plan(exp)}
+    stage = tables.stages(exp)
+    known = {
+        (stage[i["epoch"]], i["class"], i["mode"]) for i in measure.spectra_plan(exp)
+    }
     for family in (spectra_claims.curvature_family(), spectra_claims.schedule_family()):
         for claim in family.claims:
             ((part,),) = claim.alternatives
@@ -278,23 +278,23 @@ def test_a_stored_spectrum_keeps_its_lines_and_mass():
 
 def test_several_runs_stand_as_mean_and_range():
     records = [run("sgd", s, item(low=-1.0 - s)) for s in range(3)]
-    table = curvature.spectra(records)
-    assert curvature_tables.text(table, "lambda_min") == "-2 (-3 to -1)"
-    assert curvature.pick(table, label=-2)["label"].unique().tolist() == [8]
+    table = tables.spectra_table(records)
+    assert tables.text(table, "lambda_min") == "-2 (-3 to -1)"
+    assert tables.pick(table, label=-2)["label"].unique().tolist() == [8]
 
 
 def test_ratios_stand_a_row_a_class_and_a_column_a_method_and_measurement():
     part = item(class_=0, low=-2.0) | {"images": 100}
     records = [run("sam", 0, item(low=-3.0)), run("sgd", 0, item(), part, released())]
-    shown = curvature_tables.ratios(curvature.spectra(records))
+    shown = tables.ratios(tables.spectra_table(records))
     assert shown.index.tolist() == ["class 0, 100 of 1,000", "class 8, 69"]
     columns = ["CE+DRW, clean", "CE+DRW, as published", "CE+DRW+SAM, clean"]
     assert sorted(shown.columns) == sorted(columns)
     assert shown[columns].values.tolist() == [
         ["0.2 ± 0.0002", "–", "–"], ["0.1 ± 0.0002", "[0.9]", "0.3 ± 0.0002"],
     ]  # fmt: skip
-    early = curvature.spectra([run("sgd", 0, item(epoch=120))])
-    assert curvature_tables.ratios(early).iloc[0, 0] == curvature.NONE
+    early = tables.spectra_table([run("sgd", 0, item(epoch=120))])
+    assert tables.ratios(early).iloc[0, 0] == tables.NONE
 
 
 def test_second_pass_of_sam_holds_more_than_half_of_the_statistics():
@@ -329,5 +329,5 @@ def test_shipped_networks_are_small_whole_and_said_to_be_missing_elsewhere(tmp_p
         assert path.stat().st_size < 1e6
         model = measure.load_model(gather.experiment(optimizer, scale), path)
         assert all(torch.isfinite(p).all() for p in model.parameters())
-    assert "weights" in gather.spectrum(9, results=tmp_path)
-    assert "SADDLEBOOK_DATA" in gather.spectrum(9, root=str(tmp_path))
+    assert "weights" in gather.shipped_spectrum(9, results=tmp_path)
+    assert "SADDLEBOOK_DATA" in gather.shipped_spectrum(9, root=str(tmp_path))

@@ -139,13 +139,13 @@ def test_networks_come_back_in_half_and_are_measured_in_a_later_call(monkeypatch
     exported = {p.name for p in folder.glob("*.weights")}
     assert len(exported) == len(dynamics[0].milestones)
     (full,) = Path("first/work").glob(f"{folder.name}/epoch0010.weights")
-    whole, half = (checkpoint.load(p)[1] for p in (full, folder / full.name))
+    whole, half = (checkpoint.read_checkpoint(p)[1] for p in (full, folder / full.name))
     assert half["conv1.weight"].dtype == torch.float16
     for name, tensor in whole.items():
         assert torch.equal(half[name], tensor.half() if tensor.ndim > 1 else tensor)
 
     few = [measure._item(epoch, 9, "clean") for epoch in dynamics[0].spectra_at]
-    monkeypatch.setattr(measure, "plan", lambda experiment: few)
+    monkeypatch.setattr(measure, "spectra_plan", lambda experiment: few)
     assert call(monkeypatch, send, "dynamics", *words, *PLACES) == 0
     assert call(monkeypatch, run, *there("second")) == 0
     assert call(monkeypatch, fetch, "second/out", *PLACES) == 0
@@ -290,7 +290,9 @@ def test_what_is_further_on_stays(tmp_path):
     for first, second in ((3, 5), (5, 3), (5, 5)):
         take(first)
         take(second)
-        assert checkpoint.load(tmp_path / slug / "latest.ckpt")[0]["epoch"] == 5
+        assert (
+            checkpoint.read_checkpoint(tmp_path / slug / "latest.ckpt")[0]["epoch"] == 5
+        )
         assert len(list((tmp_path / slug).iterdir())) == 1
     for epoch, other, message in (
         (10, {"experiment": CONTROL[1].to_dict()}, "another run"),
@@ -302,7 +304,7 @@ def test_what_is_further_on_stays(tmp_path):
             take(epoch, **other)
     with pytest.raises(CorruptError, match="damaged"):
         bundle.install({name: b"cut"}, {}, tmp_path, tmp_path)
-    assert checkpoint.load(tmp_path / slug / "latest.ckpt")[0]["epoch"] == 5
+    assert checkpoint.read_checkpoint(tmp_path / slug / "latest.ckpt")[0]["epoch"] == 5
 
 
 HEADERS = [

@@ -75,3 +75,17 @@ def test_no_two_rooms_import_each_other():
 def test_a_room_holds_at_most_fifteen_modules(name):
     modules = [p for p in (PACKAGE / name).glob("*.py") if p.stem != "__init__"]
     assert 2 <= len(modules) <= 15
+
+
+def test_a_public_name_means_one_thing():
+    places: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_":
+                places.setdefault(node.name, []).append(path.stem)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+    assert len(places) > 300  # it looked
+
+
+def test_the_package_stays_within_the_agreed_number_of_modules():
+    assert len([p for p in PACKAGE.rglob("*.py") if p.stem != "__init__"]) <= 60

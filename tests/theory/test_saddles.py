@@ -14,7 +14,7 @@ from saddlebook.theory.landscapes import (
     Landscape,
     Rule,
     double_well,
-    measure,
+    measure_gradient,
     saddle,
     walk,
 )
@@ -133,7 +133,7 @@ def test_measured_second_moments_lie_within_three_standard_errors(
     land = replace(NOISY, curvature_sigma=tau)
     for index, rho in enumerate(GRID):
         rule = Rule(0.05, rho, normalised=False, fresh=fresh)
-        seen = measure(land, HERE, rule, draws=50_000, seed=index)
+        seen = measure_gradient(land, HERE, rule, draws=50_000, seed=index)
         told = s.second_moment(rho, -1.0, 0.05, 0.1, tau, fresh)
         assert abs(seen.second_moment - told) <= 3 * seen.second_moment_error + 1e-15
 
@@ -143,7 +143,9 @@ def test_normalised_sam_in_many_dimensions_follows_the_factor() -> None:
     land = replace(saddle(dim=400), sigma=0.05)
     sgd = 0.05**2
     for index, rho in enumerate(GRID):
-        seen = measure(land, np.zeros(400), Rule(0.1, rho), draws=2_000, seed=index)
+        seen = measure_gradient(
+            land, np.zeros(400), Rule(0.1, rho), draws=2_000, seed=index
+        )
         told = s.amplification(rho, -1.0, seen.grad_norm) * sgd
         # 1/d: ‖g‖ still varies by about 1/√(2d), which adds (a/√(2d))² to the factor
         leftover = (rho / seen.grad_norm) ** 2 / 400 * 3 * sgd
@@ -152,14 +154,16 @@ def test_normalised_sam_in_many_dimensions_follows_the_factor() -> None:
 
 def test_the_drift_turns_round_at_one() -> None:
     rules = [Rule(0.05, a, normalised=False) for a in (0, 0.5, 0.9, 1.1, 1.5, 3.0)]
-    seen = [measure(NOISY, HERE, rule, draws=400_000) for rule in rules]
+    seen = [measure_gradient(NOISY, HERE, rule, draws=400_000) for rule in rules]
     for rule, one in zip(rules, seen, strict=True):
         told = 0.05 * s.drift_factor(rule.rho, -1.0)
         assert abs(one.drift - told) <= 3 * one.drift_error
     away, back = seen[:3], seen[3:]
     assert all(one.drift > 3 * one.drift_error for one in away)
     assert all(one.drift < -3 * one.drift_error for one in back)
-    stopped = measure(NOISY, HERE, Rule(0.05, 1.0, normalised=False), draws=1000)
+    stopped = measure_gradient(
+        NOISY, HERE, Rule(0.05, 1.0, normalised=False), draws=1000
+    )
     assert stopped.drift == pytest.approx(0, abs=1e-15)
 
 
@@ -169,7 +173,7 @@ def test_curvature_that_differs_between_samples_turns_the_drift_earlier() -> Non
     assert s.mean_step(edge, -1.0, 0.5) == pytest.approx(0, abs=1e-12)
     for fresh, told in ((False, 0.0), (True, 1 - edge)):
         rule = Rule(0.05, edge, normalised=False, fresh=fresh)
-        one = measure(land, HERE, rule, draws=400_000)
+        one = measure_gradient(land, HERE, rule, draws=400_000)
         assert abs(one.drift / 0.05 - told) <= 3 * one.drift_error / 0.05
 
 
@@ -180,7 +184,9 @@ def test_noise_blunts_the_trap_up_to_the_noisy_radius(dim: int) -> None:
     edge = s.noisy_radius(0.1, -2.0, dim)
     draws = 1_000_000 // dim
     for share in (0.75, 1.0, 1.25):
-        one = measure(land, place, Rule(0.1, share * edge), draws=draws, seed=1)
+        one = measure_gradient(
+            land, place, Rule(0.1, share * edge), draws=draws, seed=1
+        )
         told = (1 - share) * 2.0 * y
         assert abs(one.drift - told) <= 3 * one.drift_error + 0.02 * y
         assert share == 1 or abs(one.drift) > 5 * one.drift_error
@@ -190,7 +196,7 @@ def test_normalised_drift_turns_at_the_attracting_radius() -> None:
     land, rho = saddle(lambda_min=-3.0), 0.2
     edge = s.attracting_radius(rho, -3.0)
     for y, sign in ((0.9 * edge, -1), (1.1 * edge, 1)):
-        one = measure(land, (0.0, y), Rule(0.05, rho), draws=1)
+        one = measure_gradient(land, (0.0, y), Rule(0.05, rho), draws=1)
         assert np.sign(one.drift) == sign
         assert (one.grad_norm < s.attracting_grad_norm(rho, -3.0)) == (sign < 0)
 

@@ -26,7 +26,7 @@ def float64(value):
 
 
 def network(cosine=False, depth="resnet8", seed=3):
-    return models.build(depth, 5, 4, cosine, seed).double()
+    return models.build_model(depth, 5, 4, cosine, seed).double()
 
 
 def public_loss(name, weight):

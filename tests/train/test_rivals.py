@@ -21,7 +21,7 @@ RIVALS = {
 
 
 def replica(**options):
-    model = models.build("resnet8", 5, 4, False, 3).double()
+    model = models.build_model("resnet8", 5, 4, False, 3).double()
     return Replica(model, Objective(losses.adjustment("ce", COUNTS)), **options)
 
 
@@ -103,8 +103,8 @@ def test_a_stopped_rival_ends_where_an_unstopped_one_does(tmp_path, name):
     (parts,) = train([exp], digits, tmp_path / "parts")
     assert parts.resumes == 1
     assert parts.history == whole.history
-    _, ours = checkpoint.load(parts.weights[exp.epochs])
-    _, theirs = checkpoint.load(whole.weights[exp.epochs])
+    _, ours = checkpoint.read_checkpoint(parts.weights[exp.epochs])
+    _, theirs = checkpoint.read_checkpoint(whole.weights[exp.epochs])
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

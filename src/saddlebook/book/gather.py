@@ -207,7 +207,7 @@ def weights(
     return Path(results) / "weights" / f"{exp.slug.removesuffix(f'_{exp.key}')}.weights"
 
 
-def spectrum(
+def shipped_spectrum(
     class_: int,
     optimizer: str = "sgd",
     root: str | None = None,

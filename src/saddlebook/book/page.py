@@ -26,7 +26,7 @@ from saddlebook.errors import LockedError, UsageError
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import claims
 from saddlebook.findings.claims import typeset
-from saddlebook.store import RESULTS, Found, find, lacking
+from saddlebook.store import RESULTS, Found, find_records, lacking
 from saddlebook.studies import chosen_seeds
 
 if TYPE_CHECKING:
@@ -136,14 +136,16 @@ class Page:
 
         Args:
             groups: Experiments at full scale.
-            scale: Where to look, see ``store.find``; only at the page's own scale is
-                anything trained.
+            scale: Where to look, see ``store.find_records``; only at the page's own
+                scale is anything trained.
         """
         where = scale or ("full" if self.scale == "full" else None)
 
         def look() -> dict[str, Found]:
             return {
-                name: find(self._of_seeds(group), self.results, where, self.precision)
+                name: find_records(
+                    self._of_seeds(group), self.results, where, self.precision
+                )
                 for name, group in groups.items()
             }
 

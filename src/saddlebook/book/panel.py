@@ -31,10 +31,12 @@ from saddlebook.errors import UsageError, one_of
 from saddlebook.figures import sweeps
 from saddlebook.figures.widgets import Widget
 from saddlebook.findings import report
-from saddlebook.store import find
+from saddlebook.store import find_records
 
 
-def setting(scale: str, *, rho: float, weight_decay: float, seed: int) -> Experiment:
+def trial_setting(
+    scale: str, *, rho: float, weight_decay: float, seed: int
+) -> Experiment:
     """CE+DRW with SAM at ``rho`` (in the scale's own units; 0 is SGD).
 
     Raises:
@@ -248,7 +250,7 @@ class Panel:
     def _experiment(self) -> Experiment:
         names = ("rho", "weight_decay", "seed")
         values = {name: self.controls[name].value for name in names}
-        return setting(self.controls["scale"].value, **values)
+        return trial_setting(self.controls["scale"].value, **values)
 
     def _refresh(self) -> None:
         """Show how the run stands; called from its thread."""
@@ -272,7 +274,9 @@ class Panel:
     def _show_stored(self) -> None:
         """Show the runs of the chosen scale: the stored ones and the reader's."""
         scale, live = self.controls["scale"].value, self._picture.live
-        stored = find(studies.named("rho_ablation"), self._results, scale).records
+        stored = find_records(
+            studies.named("rho_ablation"), self._results, scale
+        ).records
         live.scale, live.runs = scale, sweeps.points(stored)
         live.yours = [point for point in self._yours if point["scale"] == scale]
 

@@ -18,7 +18,7 @@ from saddlebook.book import build, chapters
 from saddlebook.errors import SaddlebookError, Stopped
 from saddlebook.experiment import Experiment
 from saddlebook.progress import Progress
-from saddlebook.store import find
+from saddlebook.store import find_records
 
 # What each chapter reads, in order of value; the others read parts of these
 NEEDS = {
@@ -60,7 +60,7 @@ def plan(scale: str, results: str | Path) -> list[Part]:
     parts, before = [], dict[Experiment, None]()
     for chapter, names in NEEDS.items():
         wanted = dict.fromkeys(e for name in names for e in studies.named(name))
-        found = find(wanted, results, scale)
+        found = find_records(wanted, results, scale)
         todo = tuple(e for e in found.missing if e not in before)
         work = progress.total([*before, *todo]) - progress.total(before)
         before |= dict.fromkeys(todo)
@@ -69,7 +69,7 @@ def plan(scale: str, results: str | Path) -> list[Part]:
     return parts
 
 
-def told(parts: Sequence[Part], rate: float) -> Iterator[str]:
+def told_plan(parts: Sequence[Part], rate: float) -> Iterator[str]:
     """The plan as lines; ``rate``: passes over one image a second, 0: not measured."""
     yield f"{'chapter':20}{'runs':>6}{'here':>6}{'to do':>7}{'hours':>9}"
     for part in parts:
@@ -145,7 +145,7 @@ def reproduce(
     minute = _MINUTE if limit is None else min(_MINUTE, limit / 10)
     rate = _measured(parts, minute, show, say, crew, places)
     parts = plan(scale, results)
-    for line in told(parts, rate):
+    for line in told_plan(parts, rate):
         say(line)
     if only_plan:
         return None

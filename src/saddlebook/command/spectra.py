@@ -48,7 +48,7 @@ def to_bytes(told: dict[str, Any], items: list[dict[str, Any]]) -> bytes:
     return dump_json(content | {"digest": sha256(dump_json(content))})
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def read_sheet(path: str | Path) -> dict[str, Any]:
     """Read a record and check that it is whole and unedited.
 
     Returns:
@@ -65,7 +65,7 @@ def load(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"schema {content['schema']!r}")
         if content.pop("digest", None) != sha256(dump_json(content)):
             raise CorruptError(f"{path}: digest mismatch, it was edited or damaged")
-        table(content["classes"])  # holds all that is shown
+        sheet_table(content["classes"])  # holds all that is shown
         return content | {"of": dict(content["of"])}
 
 
@@ -74,11 +74,11 @@ def resumed(path: Path, told: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
     Raises:
         UsageError: It is of something else, by ``told``.
-        CorruptError: As ``load``.
+        CorruptError: As ``read_sheet``.
     """
     if not path.exists():
         return {}
-    content = load(path)
+    content = read_sheet(path)
     if other := [name for name in told if content["of"].get(name) != told[name]]:
         raise UsageError(
             f"{path} holds another measurement ({', '.join(other)} differ); move it "
@@ -97,7 +97,7 @@ def finished(item: dict[str, Any] | None, steps: int) -> bool:
     return item is not None and (all(item["converged"]) or item["steps"] >= steps)
 
 
-def table(items: list[dict[str, Any]]) -> str:
+def sheet_table(items: list[dict[str, Any]]) -> str:
     """A line a class; a value that did not converge is no number."""
     rows = [_HEAD, *map(_row, items)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -160,7 +160,7 @@ def densities(items: list[dict[str, Any]]) -> bytes:
 def _panel(item: dict[str, Any], ax: Any) -> None:
     import pandas as pd
 
-    from saddlebook.figures.spectra import density
+    from saddlebook.figures.spectra import plot_density
 
     bounds = item["lambda_min_bound"], item["lambda_max_bound"]
     scale = max(abs(item["lambda_min"]), abs(item["lambda_max"]))
@@ -168,7 +168,7 @@ def _panel(item: dict[str, Any], ax: Any) -> None:
         ax.set_xlabel("no curvature at all")
         return
     row = {"item": item, "method": "this network", "reported": False}
-    density(pd.DataFrame([row]), max(*bounds, 1e-6 * scale), ax)
+    plot_density(pd.DataFrame([row]), max(*bounds, 1e-6 * scale), ax)
 
 
 def _check_drawing() -> None:
@@ -216,7 +216,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="no progress bar")
 
 
-def command(options: argparse.Namespace, show: Callable[[str], None]) -> int:
+def measure_spectra(options: argparse.Namespace, show: Callable[[str], None]) -> int:
     """Measure, write, and show a table.
 
     Args:
@@ -229,7 +229,7 @@ def command(options: argparse.Namespace, show: Callable[[str], None]) -> int:
     """
     _check_drawing()
     _check(options)
-    chosen = subject.build(options)
+    chosen = subject.find_subject(options)
     numbers = _classes(options.classes, chosen.images)
     out = options.out or f"{Path(options.checkpoint).stem}-spectra"
     path = Path(f"{out}.json")
@@ -249,7 +249,7 @@ def command(options: argparse.Namespace, show: Callable[[str], None]) -> int:
             progress.close()
             if progress.signal == signal.SIGINT:
                 raise KeyboardInterrupt
-    show(table([done[n] for n in numbers]))
+    show(sheet_table([done[n] for n in numbers]))
     show(f"\nin {path} (record) and {out}.svg (densities)")
     _complain([n for n in numbers if not all(done[n]["converged"])], options.steps)
     return 0

@@ -133,7 +133,7 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
     }
 
 
-def network(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+def build_network(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The named network at its initial weights, as large as ``tensors`` say.
 
     Args:
@@ -158,7 +158,7 @@ def _ours(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
     width = _shape(tensors, "conv1.weight", (16,))[0]
     cosine = not any(key.endswith("linear.bias") for key in tensors)
     classes = _shape(tensors, "linear.weight", (10, 10))[-1 if cosine else 0]
-    return models.build(name, classes, width, cosine, 0)
+    return models.build_model(name, classes, width, cosine, 0)
 
 
 def _shape(
@@ -328,7 +328,7 @@ class Subject(NamedTuple):
         return (images.float() / 255 - mean) / std
 
 
-def build(options: argparse.Namespace) -> Subject:
+def find_subject(options: argparse.Namespace) -> Subject:
     """From the options of the command.
 
     Raises:
@@ -368,7 +368,7 @@ def _exported(file: str, content: bytes, options: argparse.Namespace) -> Subject
         held_out=options.held_out,
         image_size=exp.image_size,
     )
-    model = measure.network(exp, tensors, file)
+    model = measure.trained_network(exp, tensors, file)
     loss = measure.class_loss(exp, images.counts)
     return Subject(model, loss, images, "cifar", {"experiment": exp.to_dict()})
 
@@ -386,10 +386,10 @@ def _foreign(file: str, content: bytes, options: argparse.Namespace) -> Subject:
     one_of("loss", loss, LOSSES)
     tensors = state_dict(content, file)
     with explained(f"{file} does not fit {name}", "name the model that it is of"):
-        model = network(name, tensors)
+        model = build_network(name, tensors)
         fit(model, tensors, f"{file} as {name}")
     cut = {name: getattr(options, name) for name in _CUT}
-    images = folders.find(
+    images = folders.find_images(
         options.data, options.root, held_out=options.held_out,
         class_order=options.class_order, **cut,
     )  # fmt: skip

@@ -29,13 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from saddlebook.curvature.lanczos import (
+    KrylovState,
     Matvec,
     Probe,
-    State,
     certificate,
     project,
     starts,
-    summary,
+    to_spectrum,
 )
 from saddlebook.curvature.problem import Problem, measuring
 from saddlebook.curvature.products import Product
@@ -355,10 +355,10 @@ def precision(model: nn.Module) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def start(product: Product, seed: int, probe: int = 0) -> State:
+def start(product: Product, seed: int, probe: int = 0) -> KrylovState:
     """A recurrence before its first step."""
     vector = starts(product.size, seed, probe)
-    return State(vector.to(product.device, product.dtype)[None])
+    return KrylovState(vector.to(product.device, product.dtype)[None])
 
 
 def check_fixed(product: Product) -> None:
@@ -388,7 +388,7 @@ def certified(product: Product, probes: Sequence[Probe]) -> Spectrum:
     exact = product
     if isinstance(product, ResNetProduct) and product.inner != product.dtype:
         exact = ResNetProduct(product.problem, product.dtype)
-    result = summary(probes, exact, _EXACT)
+    result = to_spectrum(probes, exact, _EXACT)
     if product.dtype == torch.float64:
         return result
     floor = _rounding(exact, result.vector_max) * result.scale
@@ -455,7 +455,7 @@ def _few(problem: Problem, make: Callable[[Problem], Product]) -> Product:
 
 
 def with_trace(
-    result: Spectrum, product: Product, state: State, seed: int = 0
+    result: Spectrum, product: Product, state: KrylovState, seed: int = 0
 ) -> Spectrum:
     """Put the exact trace in, or the deflated estimate where it is not proven exact."""
     if is_exact(product):

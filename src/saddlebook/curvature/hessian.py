@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from saddlebook.curvature import certify, published
 from saddlebook.curvature.lanczos import (
+    KrylovState,
     Probe,
     Progress,
-    State,
     advance,
     certificate,
     check,
@@ -32,7 +32,7 @@ from saddlebook.curvature.lanczos import (
 )
 from saddlebook.curvature.problem import Loss, Problem, bare
 from saddlebook.curvature.products import Product
-from saddlebook.curvature.published import MODES, Mode, inputs
+from saddlebook.curvature.published import MODES, Mode, mode_inputs
 from saddlebook.curvature.resnet import best_product
 from saddlebook.curvature.spectrum import Spectrum, rounded
 from saddlebook.data import normalise
@@ -48,7 +48,7 @@ class Solved(NamedTuple):
 
     spectrum: Spectrum
     product: Product
-    state: State
+    state: KrylovState
 
 
 def spectrum(
@@ -112,7 +112,7 @@ def solve(
     rtol: float | None = None,
     precision: str = "full",
     progress: Progress | None = None,
-    released: Callable[[Product, Tensor], State] | None = None,
+    released: Callable[[Product, Tensor], KrylovState] | None = None,
 ) -> Solved:
     """What ``spectrum`` returns, and what is needed to ask more about it.
 
@@ -243,7 +243,7 @@ def measure(
     rows = rows[_cut(len(rows), limit, seed)]
     images, labels = images[rows], labels[rows]
     problem = Problem(
-        model, loss, *inputs(how, images, labels, seed, draws), batch_size,
+        model, loss, *mode_inputs(how, images, labels, seed, draws), batch_size,
         how.batch_norm,
     )  # fmt: skip
     released = _released(how, images, steps, seed, progress) if how.beta else None
@@ -265,10 +265,10 @@ def measure(
 
 def _released(
     mode: Mode, images: Tensor, steps: int, seed: int, progress: Progress | None
-) -> Callable[[Product, Tensor], State]:
+) -> Callable[[Product, Tensor], KrylovState]:
     """The released recurrence of a mode."""
 
-    def recurrence(product: Product, start: Tensor) -> State:
+    def recurrence(product: Product, start: Tensor) -> KrylovState:
         redrawn = mode.images == "redrawn"
         matvec = published.redrawn(product, images, seed) if redrawn else product
         return published.released(matvec, start, steps, mode.beta, progress)

@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class State:
+class KrylovState:
     """A recurrence after some steps: enough to continue it bit for bit.
 
     Attributes:
@@ -97,14 +97,14 @@ def starts(size: int, seed: int, stream: int) -> Tensor:
 
 
 def advance(
-    state: State,
+    state: KrylovState,
     matvec: Matvec,
     steps: int,
     *,
     rtol: float | None = None,
     reorthogonalise: bool = True,
     progress: Progress | None = None,
-) -> State:
+) -> KrylovState:
     """Continue a recurrence up to ``steps`` steps in all; ``state`` is left alone.
 
     Stops early when the Krylov space is exhausted (the remainder is rounding) or when
@@ -123,7 +123,7 @@ def advance(
         NumericalError: A product holds NaN or infinity.
     """
     basis = _room(state.basis, steps + 1)
-    done = State(basis[: len(state.basis)], list(state.alpha), list(state.beta))
+    done = KrylovState(basis[: len(state.basis)], list(state.alpha), list(state.beta))
     hits = 0
     while done.steps < steps and not done.ended and hits < 2:
         _step(done, basis, matvec, reorthogonalise)
@@ -133,7 +133,7 @@ def advance(
     return done
 
 
-def _step(state: State, basis: Tensor, matvec: Matvec, full: bool) -> None:
+def _step(state: KrylovState, basis: Tensor, matvec: Matvec, full: bool) -> None:
     """One product, one new row of the basis, one alpha and one beta."""
     k = state.steps
     product = matvec(basis[k])
@@ -163,7 +163,7 @@ def project(rows: Tensor, vector: Tensor) -> Tensor:
     return (coefficients @ rows).double()
 
 
-def _settled(state: State, rtol: float) -> bool:
+def _settled(state: KrylovState, rtol: float) -> bool:
     values, _, residuals = state.ritz()
     floor = 1e-4 * float(values.abs().max())
     return all(
@@ -260,7 +260,7 @@ def lanczos(
     check(size, steps, probes)
     done = []
     for probe in range(probes):
-        start = State(starts(size, seed, probe).to(device, dtype)[None])
+        start = KrylovState(starts(size, seed, probe).to(device, dtype)[None])
         tick = _shifted(progress, probe * steps, probes * steps)
         state = advance(
             start,
@@ -272,7 +272,7 @@ def lanczos(
         )
         done.append(distilled(state))
     eps = torch.finfo(dtype if certify is None else torch.float64).eps
-    return summary(done, certify or _cast(matvec, dtype), 8 * eps)
+    return to_spectrum(done, certify or _cast(matvec, dtype), 8 * eps)
 
 
 def certificate(matvec: Matvec, vector: Tensor) -> End:
@@ -296,14 +296,14 @@ class Probe(NamedTuple):
     first: float  # v'Hv of the start
 
 
-def distilled(state: State) -> Probe:
+def distilled(state: KrylovState) -> Probe:
     """Quadrature and the two outermost Ritz vectors of a recurrence."""
     values, vectors, residuals = state.ritz()
     ends = state.vector(vectors[:, 0]), state.vector(vectors[:, -1])
     return Probe(values, vectors[0] ** 2, residuals, *ends, state.alpha[0])
 
 
-def summary(probes: Sequence[Probe], matvec: Matvec, rounding: float) -> Spectrum:
+def to_spectrum(probes: Sequence[Probe], matvec: Matvec, rounding: float) -> Spectrum:
     """Quadrature of all probes and certificates of the outermost Ritz pairs.
 
     Args:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saddlebook.curvature.lanczos import Matvec, Progress, State
+from saddlebook.curvature.lanczos import KrylovState, Matvec, Progress
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.data import augment, crop_flip, normalise, padding
@@ -59,7 +59,7 @@ MODES = {
 }
 
 
-def inputs(
+def mode_inputs(
     mode: Mode, images: Tensor, labels: Tensor, seed: int, draws: int
 ) -> tuple[Tensor, Tensor]:
     """What the operator of a mode is made of, normalised, with labels. [V·N, 3, H, W]
@@ -128,7 +128,7 @@ def released(
     steps: int,
     beta: str = "before",
     progress: Progress | None = None,
-) -> State:
+) -> KrylovState:
     """The released recurrence: one probe, modified Gram-Schmidt, no residual check.
 
     With an operator that is the same at every call, ``beta`` makes no difference.
@@ -145,7 +145,7 @@ def released(
         The recurrence; its Ritz values are what the paper calls eigenvalues.
     """
     basis = [_normalised(start)]
-    state = State(start[None])
+    state = KrylovState(start[None])
     previous = torch.zeros_like(start)
     for k in range(steps):
         product = matvec(basis[k])
@@ -168,7 +168,7 @@ def _normalised(vector: Tensor) -> Tensor:
     return vector / (vector.norm() + _TINY)
 
 
-def diagonal_share(state: State) -> float:
+def diagonal_share(state: KrylovState) -> float:
     """Mean abs(α) over mean β: below about 0.35 where the operator kept changing."""
     mean_beta = sum(state.beta) / len(state.beta)
     mean_alpha = sum(map(abs, state.alpha)) / len(state.alpha)

@@ -65,7 +65,7 @@ def through(delta: Tensor, output: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward(delta, output, 0)
 
 
-def spread(slope: Tensor, like: Tensor) -> Tensor:
+def spread_evenly(slope: Tensor, like: Tensor) -> Tensor:
     """Gradient of the mean over positions: [B, D] to [B, D, H, W]."""
     share = slope.to(like.dtype) / (like.shape[2] * like.shape[3])
     return share[:, :, None, None].expand_as(like).contiguous(memory_format=NHWC)
@@ -325,7 +325,7 @@ class ResNetProduct(Product):
             at = delta, inputs[i], self.weights[i], stride
             return input_gradient(*at) if i else delta
 
-        self._backward(spread(slopes[0], inputs[-1]), inputs, step)
+        self._backward(spread_evenly(slopes[0], inputs[-1]), inputs, step)
         return Tape(inputs, deltas, leaves, slopes)
 
     def _head_slopes(
@@ -369,7 +369,7 @@ class ResNetProduct(Product):
             self._store(found, unit, weight, delta)
             return turns[i].backward(delta, old, inputs) if i else delta
 
-        self._backward(spread(top[0], tape.inputs[-1]), tape.inputs, step)
+        self._backward(spread_evenly(top[0], tape.inputs[-1]), tape.inputs, step)
         return self._gathered(found)
 
     def _forward(

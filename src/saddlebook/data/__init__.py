@@ -8,6 +8,9 @@ from saddlebook.data.augmentation import epoch_plan as epoch_plan
 from saddlebook.data.augmentation import normalise as normalise
 from saddlebook.data.augmentation import padding as padding
 from saddlebook.data.augmentation import resize as resize
+from saddlebook.data.folders import counted as counted
+from saddlebook.data.folders import groups as groups
+from saddlebook.data.folders import to_folders as to_folders
 from saddlebook.data.longtail import CACHE as CACHE
 from saddlebook.data.longtail import Dataset as Dataset
 from saddlebook.data.longtail import class_counts as class_counts
@@ -15,6 +18,3 @@ from saddlebook.data.longtail import class_groups as class_groups
 from saddlebook.data.longtail import load as load
 from saddlebook.data.longtail import long_tail as long_tail
 from saddlebook.data.longtail import long_tail_indices as long_tail_indices
-from saddlebook.data.own import counted as counted
-from saddlebook.data.own import groups as groups
-from saddlebook.data.own import to_folders as to_folders

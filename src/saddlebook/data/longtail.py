@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saddlebook.data import own, sources
+from saddlebook.data import folders, sources
 from saddlebook.data.augmentation import EpochPlan as EpochPlan
 from saddlebook.data.augmentation import augment as augment
 from saddlebook.data.augmentation import crop_flip as crop_flip
@@ -271,8 +271,8 @@ def load(
     Args:
         name: ``cifar10``, ``cifar100``, ``digits`` (scikit-learn's bundled images,
             8×8 pixels, which need no file) or ``folder:NAME``: your own images in the
-            folder NAME of ``root``, see ``saddlebook.data.own``. These are kept at 64
-            pixels, or at their own size where it is one and divides 64.
+            folder NAME of ``root``, see ``saddlebook.data.folders``. These are kept at
+            64 pixels, or at their own size where it is one and divides 64.
         root: Folder that holds the original archive or batches, parquet files, or
             class folders, itself or in a folder of that name; ``None``: ``cache``.
         download: Fetch missing CIFAR with torchvision into ``root``.
@@ -290,7 +290,11 @@ def load(
     place, kept = _expanded(root or cache), _expanded(cache)
     if place is None:
         raise DataError(f"no home folder to look for {name} in; name one with it")
-    source = own.find(name, place) if is_own else sources.find(name, place, download)
+    source = (
+        folders.find_own(name, place)
+        if is_own
+        else sources.find_source(name, place, download)
+    )
     names = source.class_names
     if kept is None:
         splits = source.read()

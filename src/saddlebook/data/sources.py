@@ -85,7 +85,7 @@ def digits() -> Splits:
     return (images[~test], labels[~test]), (images[test], labels[test])
 
 
-def find(name: str, root: Path, download: bool = False) -> Source:
+def find_source(name: str, root: Path, download: bool = False) -> Source:
     """Find CIFAR under ``root``, or in a folder of its name there.
 
     First the original archive or batches, then parquet files in the public hub layout,

@@ -26,7 +26,7 @@ from saddlebook.errors import MachineError
 
 # Modules whose code decides what a training gives.
 NUMERICS = (
-    "losses models optim data/longtail data/augmentation data/own data/sources "
+    "losses models optim data/longtail data/augmentation data/folders data/sources "
     "train/engine train/graphs train/loop train/run"
 ).split()
 # Files whose code decides the spectra of given weights, besides those.

@@ -29,7 +29,7 @@ _MARKERS, _DASHES = "osD^v", ("-", "--", "-.", ":", (0, (1, 1)))
 
 
 @styled
-def class_counts(classes: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def plot_class_counts(classes: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Training images per class on a logarithmic axis, by group.
 
     Args:
@@ -53,7 +53,7 @@ def class_counts(classes: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 @styled
-def curves(
+def plot_curves(
     table: pd.DataFrame,
     x: str,
     y: str,
@@ -87,7 +87,7 @@ def curves(
 
 
 @styled
-def class_accuracy(
+def plot_class_accuracy(
     classes: pd.DataFrame, methods: Sequence[str], ax: Axes | None = None
 ) -> Axes:
     """Test accuracy of every class for two or more methods, every run a point.
@@ -117,7 +117,7 @@ def class_accuracy(
 
 
 @styled
-def through_training(
+def plot_through_training(
     table: pd.DataFrame,
     methods: Sequence[str],
     y: str = "tail",
@@ -154,7 +154,7 @@ def through_training(
 
 
 @styled
-def methods(
+def plot_methods(
     cells: pd.DataFrame,
     group: str = "tail",
     best: pd.DataFrame | None = None,
@@ -193,7 +193,7 @@ def methods(
 
 
 @styled
-def effects(judged: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def plot_effects(judged: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Paired differences, every seed a point, with 95 % t-intervals and a line at none.
 
     Args:

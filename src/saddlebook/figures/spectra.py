@@ -33,7 +33,7 @@ _MODES = {
 
 
 @styled
-def dynamics(
+def plot_dynamics(
     table: pd.DataFrame,
     printed: pd.DataFrame,
     method: str,
@@ -42,7 +42,7 @@ def dynamics(
     """Ratio through training, a panel a class: released, fixed, and the paper's.
 
     Args:
-        table: From ``curvature.spectra``.
+        table: From ``tables.spectra_table``.
         printed: From ``curvature.published_dynamics``.
         method: Whose runs.
         labels: Classes; the paper's.
@@ -101,7 +101,7 @@ def _path(part: pd.DataFrame) -> str:
 
 
 @styled
-def through_training(
+def plot_spectra_through_training(
     table: pd.DataFrame,
     y: str,
     name: str,
@@ -111,7 +111,7 @@ def through_training(
     """A number through training, a panel a class, SGD and SAM; logarithmic.
 
     Args:
-        table: From ``curvature.spectra``.
+        table: From ``tables.spectra_table``.
         y: Column, such as ``lambda_max`` or ``gradient_norm``; absolute value drawn.
         name: Of the axis.
         labels: Classes.
@@ -138,7 +138,7 @@ def through_training(
 
 
 @styled
-def along_vector(
+def plot_along_vector(
     table: pd.DataFrame, method: str, labels: Sequence[int] = (0, 5, -2, -1)
 ) -> Axes:
     """The loss along ± the lowest vector, last epoch, a panel a class; all runs.
@@ -146,7 +146,7 @@ def along_vector(
     Grey: the fall that the reported curvature alone promises.
 
     Args:
-        table: From ``curvature.spectra``.
+        table: From ``tables.spectra_table``.
         method: Whose runs.
         labels: Classes; negative ones count from the rarest.
     """
@@ -178,13 +178,13 @@ def along_vector(
 
 
 @styled
-def causes(
+def plot_causes(
     table: pd.DataFrame, method: str = "CE+DRW", labels: Sequence[int] = (5, 8, 9)
 ) -> Axes:
     """The 2×2 table of causes as shaded cells, a panel a class: mean and range.
 
     Args:
-        table: From ``curvature.causes``.
+        table: From ``tables.causes``.
         method: Whose runs.
         labels: Classes.
     """
@@ -221,11 +221,11 @@ def _range(values: pd.Series[float]) -> str:
 
 
 @styled
-def controls(table: pd.DataFrame) -> Axes:
+def plot_controls(table: pd.DataFrame) -> Axes:
     """Ratios of whole, cut and held-out classes, fixed and as published; all draws.
 
     Args:
-        table: From ``curvature.controls``.
+        table: From ``tables.controls``.
     """
     names = list(dict.fromkeys(table["name"]))
     ax = panels(height=0.9 + 0.34 * max(len(names), 2))[0]
@@ -275,7 +275,7 @@ WIDTH = 0.1  # of the kernel, in decades
 
 
 @styled
-def spectra(
+def plot_spectra(
     table: pd.DataFrame, labels: Sequence[int] = (0, 5, -2), mode: str = "clean"
 ) -> Axes:
     """Densities at the last epoch: a panel a class, SGD and SAM over each other.
@@ -285,7 +285,7 @@ def spectra(
     stems are single converged eigenvalues, weight 1/n. First seed of each method.
 
     Args:
-        table: From ``curvature.spectra``.
+        table: From ``tables.spectra_table``.
         labels: Classes; negative ones count from the rarest.
         mode: Of measurement.
     """
@@ -293,7 +293,7 @@ def spectra(
     for ax, one in zip(axes, labels, strict=True):
         number = class_number(table, one)
         part = pick(table, label=number, stage=LAST)
-        density(part[part["mode"] == mode], threshold(part), ax)
+        plot_density(part[part["mode"] == mode], threshold(part), ax)
         ax.set_title(f"class {number}")
     legend_once(axes)
     axes[0].set_ylabel("share of eigenvalues a decade")
@@ -308,7 +308,7 @@ def threshold(part: pd.DataFrame) -> float:
 
 
 @styled
-def density(part: pd.DataFrame, linear: float, ax: Axes | None = None) -> Axes:
+def plot_density(part: pd.DataFrame, linear: float, ax: Axes | None = None) -> Axes:
     """Spectral density of one class for each method, on a symmetric-log axis.
 
     Args:

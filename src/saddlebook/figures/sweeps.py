@@ -67,7 +67,7 @@ def tail_spectra(records: Iterable[Record], mode: str = "clean") -> pd.DataFrame
 
 
 @styled
-def curve(
+def plot_curve(
     table: pd.DataFrame,
     x: str,
     y: str,
@@ -111,7 +111,7 @@ def curve(
 
 
 @styled
-def scatter(
+def plot_scatter(
     table: pd.DataFrame,
     x: str,
     y: str,
@@ -160,7 +160,7 @@ def published(experiment: Experiment) -> float:
     return experiment.rho
 
 
-def setting(records: Sequence[Record]) -> str:
+def setting_or_none(records: Sequence[Record]) -> str:
     """What all records share, for captions; or that there are none."""
     return report.setting(records) if records else "not run yet"
 
@@ -193,7 +193,7 @@ def shape(means: pd.DataFrame) -> str:
     return "; ".join(told)
 
 
-def radii(
+def plot_radii(
     records: Sequence[Record], printed: pd.DataFrame, scale: str = "lite"
 ) -> pd.DataFrame:
     """Every registered radius, ours (mean ± half the 95 % t-interval) and the paper's.
@@ -323,7 +323,7 @@ def reruns(tuned: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
 
 
 @styled
-def strips(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def plot_strips(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Overall and tail accuracy of each method, every run a point, means marked.
 
     Args:

@@ -27,7 +27,7 @@ _FLOOR = 1e-16  # of the logarithmic axis
 
 
 @styled
-def convergence(tables: Mapping[str, pd.DataFrame]) -> Axes:
+def plot_convergence(tables: Mapping[str, pd.DataFrame]) -> Axes:
     """Error (marks) and bound (lines) of both ends against steps, a panel a spectrum.
 
     Args:
@@ -56,7 +56,7 @@ def convergence(tables: Mapping[str, pd.DataFrame]) -> Axes:
 
 
 @styled
-def ghosts(table: pd.DataFrame) -> Axes:
+def plot_ghosts(table: pd.DataFrame) -> Axes:
     """Copies of λmax and loss of orthogonality against steps.
 
     Args:
@@ -78,7 +78,9 @@ def ghosts(table: pd.DataFrame) -> Axes:
 
 
 @styled
-def density(spectrum: Spectrum, truth: NDArray[np.float64], sigma: float) -> Axes:
+def plot_known_density(
+    spectrum: Spectrum, truth: NDArray[np.float64], sigma: float
+) -> Axes:
     """Estimated density with converged lines as stems, over that of the truth.
 
     Args:
@@ -110,11 +112,11 @@ def density(spectrum: Spectrum, truth: NDArray[np.float64], sigma: float) -> Axe
 
 
 @styled
-def causes(table: pd.DataFrame) -> Axes:
+def plot_known_causes(table: pd.DataFrame) -> Axes:
     """Extreme Ritz values of a positive operator, in the four cells of causes.
 
     Args:
-        table: From ``known.causes``.
+        table: From ``known.known_causes``.
     """
     (ax,) = panels(1, height=2.6)
     cells = list(table.groupby(["operator", "beta"], sort=False))
@@ -142,7 +144,7 @@ _BANDS = ((0, 1, "damped"), (1, 2, "reversed"), (2, 4.2, "amplified"))
 
 
 @styled
-def factor(tables: Mapping[str, pd.DataFrame]) -> Axes:
+def plot_factor(tables: Mapping[str, pd.DataFrame]) -> Axes:
     """Second moment and mean step over SGD's against a: lines predict, marks measure.
 
     Args:
@@ -182,7 +184,7 @@ def _ends(x: Any, y: Any) -> str:
 
 
 @styled
-def escape_maps(maps: Sequence[EscapeMap]) -> Axes:
+def plot_escape_maps(maps: Sequence[EscapeMap]) -> Axes:
     """Escape times over radius and η·|λ|; dashed, the predicted edges of the traps."""
     row = panels(len(maps), height=2.7)
     for ax, one in zip(row, maps, strict=True):
@@ -214,7 +216,7 @@ def escape_maps(maps: Sequence[EscapeMap]) -> Axes:
 
 
 @styled
-def portrait(rho: float, step_size: float = 0.05) -> Axes:
+def plot_portrait(rho: float, step_size: float = 0.05) -> Axes:
     """Paths of SGD and of normalised SAM on the double well, without noise.
 
     Starts lie on a grid of both signs; the shaded ellipse is where ‖H·w‖ < ρ·|λ| at
@@ -250,7 +252,7 @@ def portrait(rho: float, step_size: float = 0.05) -> Axes:
 
 
 @styled
-def arrivals(tables: Mapping[str, pd.DataFrame]) -> Axes:
+def plot_arrivals(tables: Mapping[str, pd.DataFrame]) -> Axes:
     """Share of walkers that reach a minimum against ρ, a line for each noise.
 
     Args:

@@ -90,7 +90,7 @@ class Runs(dict[Experiment, Record]):
     def spectra(self) -> pd.DataFrame:
         """Those of the dynamics figure only: other studies measure other settings."""
         every = [at_scale(e, scale) for e in studies.dynamics() for scale in SCALES]
-        return tables.spectra([self[exp] for exp in every if exp in self])
+        return tables.spectra_table([self[exp] for exp in every if exp in self])
 
 
 @dataclass(frozen=True, kw_only=True)

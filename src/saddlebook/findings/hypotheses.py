@@ -34,7 +34,7 @@ Arm = Sequence[Experiment]  # a setting, or candidates of which tuning picks one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy(Contrast):
+class AccuracyContrast(Contrast):
     """A linear combination of accuracies.
 
     Attributes:
@@ -77,10 +77,10 @@ class Accuracy(Contrast):
 
 def difference(
     name: str, group: str, other: Arm, base: Arm, **bounds: float
-) -> Accuracy:
+) -> AccuracyContrast:
     """``other`` minus ``base``; ``bounds`` as in ``Contrast``."""
     terms = ((1.0, tuple(other)), (-1.0, tuple(base)))
-    return Accuracy(name=name, group=group, terms=terms, **bounds)  # type: ignore[arg-type]
+    return AccuracyContrast(name=name, group=group, terms=terms, **bounds)  # type: ignore[arg-type]
 
 
 def _values(
@@ -233,7 +233,7 @@ def baselines() -> Family:
 def gap() -> Family:
     """What plain cross-entropy loses from the head to the tail. One claim."""
     group = "head − tail"
-    part = Accuracy(
+    part = AccuracyContrast(
         name=group, group=group, terms=((1.0, (settings()["CE"],)),), low=0.0,
         two_sided=True,
     )  # fmt: skip
@@ -324,19 +324,19 @@ def _arms() -> tuple[Arm, Arm]:
     return (known["CE+DRW"],), (known["CE+DRW+SAM"],)
 
 
-def within_the_papers_radii() -> dict[str, Accuracy]:
+def within_the_papers_radii() -> dict[str, AccuracyContrast]:
     """Looked at after (i) was seen: without the largest radius, and where it turns."""
     runs = sorted(studies.rho_ablation(seeds=(0,)), key=lambda exp: exp.rho)
     turn = difference("", "tail", runs[5:6], runs[4:5])
     return {"slope": slope(runs[:-1], ""), "all": slope(runs, ""), "turn": turn}
 
 
-def slope(runs: list[Experiment], name: str) -> Accuracy:
+def slope(runs: list[Experiment], name: str) -> AccuracyContrast:
     """Least-squares slope of the tail over equally spaced settings, above 0."""
     middle = (len(runs) - 1) / 2
     squares = sum((i - middle) ** 2 for i in range(len(runs)))
     terms = tuple(((i - middle) / squares, (run,)) for i, run in enumerate(runs))
-    return Accuracy(name=name, group="tail", terms=terms, low=0, digits=2)
+    return AccuracyContrast(name=name, group="tail", terms=terms, low=0, digits=2)
 
 
 def _radius() -> Claim:
@@ -376,10 +376,10 @@ def _timing() -> Claim:
     before, after = studies.sam_timing(seeds=(0,))
     gain = difference("SAM throughout − SGD", "tail", sam, base, low=0)
 
-    def beyond_half(run: Experiment, **bounds: float) -> Accuracy:
+    def beyond_half(run: Experiment, **bounds: float) -> AccuracyContrast:
         terms = ((1.0, (run,)), (-0.5, sam), (-0.5, base))
         name = f"SAM {run.sam_epochs} alone: its gain minus half of SAM's"
-        return Accuracy(name=name, group="tail", terms=terms, **bounds)  # type: ignore[arg-type]
+        return AccuracyContrast(name=name, group="tail", terms=terms, **bounds)  # type: ignore[arg-type]
 
     return Claim(
         "iv",

@@ -25,7 +25,7 @@ from saddlebook.findings import (
     spectra_claims,
     tables,
 )  # fmt: skip
-from saddlebook.store import RESULTS, Store, find
+from saddlebook.store import RESULTS, Store, find_records
 
 if TYPE_CHECKING:
     from saddlebook.findings.claims import Family
@@ -56,7 +56,7 @@ def present(
     """Records of a family that are there, in the paper's setting and at ``scale``."""
     wanted = family.experiments("full")
     scales = dict.fromkeys(("full", scale)) if scale != "quick" else [scale]
-    return [r for name in scales for r in find(wanted, results, name).records]
+    return [r for name in scales for r in find_records(wanted, results, name).records]
 
 
 def judged(
@@ -130,7 +130,7 @@ def _runs(table: pd.DataFrame) -> str:
 def _ratios(runs: Sequence[Record]) -> Iterator[Finding]:
     printed = tables.published_dynamics(report.paper("dynamics"))
     part = tables.pick(
-        tables.spectra(runs),
+        tables.spectra_table(runs),
         label=_TAIL, stage=tables.LAST, mode=["as_published", "clean"],
     )  # fmt: skip
     for (method, mode), some in part.groupby(["method", "mode"], sort=False):

@@ -49,7 +49,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def spectra(records: Iterable[Record]) -> pd.DataFrame:
+def spectra_table(records: Iterable[Record]) -> pd.DataFrame:
     """One row a spectrum; may be empty, with its columns.
 
     ``stage`` is the epoch of the paper's figure that ``epoch`` stands for; ``data`` is

@@ -19,7 +19,7 @@ from saddlebook.theory.landscapes import (
     Landscape,
     Rule,
     double_well,
-    measure,
+    measure_gradient,
     saddle,
     walk,
 )
@@ -59,13 +59,17 @@ def moments(
     land = replace(saddle(dim=dim), sigma=sigma, curvature_sigma=curvature_sigma)
     place = (0.0,) * (dim - 1) + (y,)
     draws = draws // 20 if normalised else draws
-    scale = measure(land, place, Rule(0.0), draws=draws).grad_norm if normalised else 1
+    scale = (
+        measure_gradient(land, place, Rule(0.0), draws=draws).grad_norm
+        if normalised
+        else 1
+    )
     tau = 0.0 if fresh else curvature_sigma
     unit = float(saddles.second_moment(0.0, -1.0, y, sigma, curvature_sigma))
     rows = []
     for i, radius in enumerate(a):
         rule = Rule(0.0, radius * scale, normalised, fresh=fresh)
-        seen = measure(land, place, rule, draws=draws, seed=seed + i)
+        seen = measure_gradient(land, place, rule, draws=draws, seed=seed + i)
         told = saddles.second_moment(radius, -1.0, y, sigma, curvature_sigma, fresh)
         factor = saddles.amplification(radius, -1.0) if normalised else told / unit
         rows.append(

@@ -1,6 +1,6 @@
 """Tests Lanczos on operators whose spectrum is known, for chapter 4.
 
-Knows lists of eigenvalues; draws nothing (that is ``known_figures``). An operator here
+Knows lists of eigenvalues; draws nothing (that is ``figures.toys``). An operator here
 is diagonal unless it is rotated: the ends do not care for the basis, but the weights of
 one probe do. Random signs q give q'f(H)q = tr f(H) exactly where H is diagonal.
 
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saddlebook.curvature.lanczos import (
+    KrylovState,
     Matvec,
-    State,
     advance,
     certificate,
     distilled,
@@ -55,7 +55,7 @@ def eigenvalues(kind: str, size: int = SIZE) -> NDArray[np.float64]:
     return np.sort(values)
 
 
-def spectrum(
+def known_spectrum(
     kind: str,
     steps: int = 40,
     probes: int = 1,
@@ -93,7 +93,7 @@ def convergence(
     """
     values = torch.from_numpy(eigenvalues(kind))
     scale = float(values.abs().max())
-    state = State(starts(len(values), seed, 0)[None])
+    state = KrylovState(starts(len(values), seed, 0)[None])
     rows = []
     for count in steps:
         state = advance(state, lambda v: values * v, count)
@@ -134,7 +134,7 @@ def ghosts(
     near = float(values[-1]) - 0.01 * float(values[-1] - values[-2])
     rows = []
     for full in (True, False):
-        state = State(starts(len(values), 0, 0)[None])
+        state = KrylovState(starts(len(values), 0, 0)[None])
         for count in steps:
             state = advance(state, lambda v: values * v, count, reorthogonalise=full)
             basis = state.basis
@@ -152,7 +152,7 @@ def breakdown(kind: str = "low rank", steps: int = 100) -> pd.DataFrame:
     """
     values = torch.from_numpy(eigenvalues(kind)).float()
     start = starts(len(values), 0, 0).float()
-    ours = advance(State(start[None]), lambda v: values * v, steps)
+    ours = advance(KrylovState(start[None]), lambda v: values * v, steps)
     theirs = released(lambda v: values * v, start, steps)
     rows = [
         (name, state.steps, float(state.ritz()[0][0]), float(state.ritz()[0][-1]))
@@ -188,7 +188,7 @@ def changing(
     return matvec
 
 
-def causes(seeds: Sequence[int] = (0, 1, 2), steps: int = 60) -> pd.DataFrame:
+def known_causes(seeds: Sequence[int] = (0, 1, 2), steps: int = 60) -> pd.DataFrame:
     """The 2×2 of causes: operator fixed or changing, β before or after.
 
     Returns:
@@ -242,7 +242,7 @@ def one_probe(
     near = (values[-1] + values[-2]) / 2
     rows = []
     for seed in range(seeds):
-        found = spectrum(kind, steps, seed=seed, size=size, rotated=True)
+        found = known_spectrum(kind, steps, seed=seed, size=size, rotated=True)
         both = (found.weights, found.density_weights)
         off = [abs(float((w * found.nodes).sum()) - truth) / scale for w in both]
         top = [size * float((w * (found.nodes > near)).sum()) for w in both]

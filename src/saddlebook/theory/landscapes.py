@@ -272,7 +272,7 @@ class Measured:
     grad_norm: float
 
 
-def measure(
+def measure_gradient(
     land: Landscape,
     place: tuple[float, ...] | Array,
     rule: Rule,

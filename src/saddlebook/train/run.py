@@ -89,7 +89,7 @@ def build_replica(
 ) -> Replica:
     """A freshly initialised network with the experiment's loss and optimizer."""
     exp = experiment
-    model = models.build(
+    model = models.build_model(
         exp.model, exp.num_classes, exp.width, exp.loss == "ldam", exp.seed
     )
     model = model.to(device, _DTYPES.get(exp.precision, torch.float32))
@@ -297,7 +297,7 @@ class Run:
     def _resume(self) -> None:
         if not self._file.exists():
             return
-        meta, tensors = checkpoint.load(self._file)
+        meta, tensors = checkpoint.read_checkpoint(self._file)
         with explained(f"{self._file} is no state of a run", "delete it and run again"):
             _check_same(meta, self._meta(), self._file)
             self.replica.load(State(**tensors))
