@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from records import record
@@ -331,3 +332,46 @@ def test_shipped_networks_are_small_whole_and_said_to_be_missing_elsewhere(tmp_p
         assert all(torch.isfinite(p).all() for p in model.parameters())
     assert "weights" in gather.shipped_spectrum(9, results=tmp_path)
     assert "SADDLEBOOK_DATA" in gather.shipped_spectrum(9, root=str(tmp_path))
+
+
+def spectra_by_power(factor, losses=(0.01, 0.1), seeds=range(3)):
+    """|λmin| = loss^.5 · n^.3, times ``factor`` with SAM, whose losses are higher."""
+    shrunk = {"sgd": 1.0, "sam": factor}
+    rows = [
+        {"scale": "lite", "optimizer": kind, "method": kind, "rho": 0.0, "seed": seed,
+         "epoch": 150, "stage": 200, "label": label, "classes": 10,
+         "mode": "clean", "data": "training", "n": n, "loss": base * (1 + label),
+         "lambda_min": -((base * (1 + label)) ** 0.5) * n**0.3 * shrunk[kind]}
+        for seed in seeds
+        for label, n in ((0, 500), (8, 60), (9, 50))
+        for kind, base in zip(("sgd", "sam"), losses, strict=True)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_fitted_line_finds_the_factor_across_losses_that_do_not_meet():
+    found = spectra_claims.on_one_line(spectra_by_power(0.4), "lambda_min")
+    assert found == pytest.approx(dict.fromkeys(range(3), 0.4))
+
+
+def test_pairs_of_equal_loss_find_the_factor_without_a_line():
+    near = spectra_by_power(0.4, losses=(0.1, 0.11))
+    pairs = spectra_claims.at_equal_loss(pd.concat([near, near]), "lambda_min")
+    assert len(pairs) == 9  # what two studies share counts once
+    assert set(pairs["optimizer"]) == {"sam"}
+    # the losses differ by a tenth still
+    assert pairs["factor"].tolist() == pytest.approx([0.4 * 1.1**0.5] * 9)
+    assert spectra_claims.times(spectra_claims.factor_by_seed(pairs)).startswith(
+        "×0.42 (0.42"
+    )
+    other_class = near.assign(label=near["label"] + 20 * (near["optimizer"] == "sam"))
+    # equal losses of other classes are no pairs
+    assert len(spectra_claims.at_equal_loss(other_class, "lambda_min")) == 0
+
+
+def test_losses_beyond_the_agreed_factor_are_no_pairs():
+    for ratio, count in ((1.24, 9), (1.26, 0)):
+        table = spectra_by_power(0.4, losses=(0.1, 0.1 * ratio))
+        assert len(spectra_claims.at_equal_loss(table, "lambda_min")) == count
+    assert spectra_claims.times({}) == tables.NONE
+    assert spectra_claims.times({0: 0.5}) == "×0.50 (1 seed, no interval)"

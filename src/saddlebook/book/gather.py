@@ -8,34 +8,29 @@ the reader's own copy, and without it the chapter shows the stored spectrum.
 
 from __future__ import annotations
 
+import io
+import os
+import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from saddlebook import studies
-from saddlebook.experiment import Experiment
+from saddlebook import data, measure, studies
+from saddlebook.curvature import hessian
+from saddlebook.curvature.spectrum import Spectrum
+from saddlebook.errors import DataError
+from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import claims, readme
-from saddlebook.store import Found, Store
+from saddlebook.store import RESULTS, Found, Store
+from saddlebook.train import run
 
 if TYPE_CHECKING:
     from saddlebook.book.page import Page
     from saddlebook.findings.claims import Family
     from saddlebook.record import Record
-import io
-import os
-import time
-import warnings
-from pathlib import Path
-from typing import Any
-
-from saddlebook import data, measure
-from saddlebook.curvature import hessian
-from saddlebook.curvature.spectrum import Spectrum
-from saddlebook.errors import DataError
-from saddlebook.experiment import at_scale
-from saddlebook.store import RESULTS
-from saddlebook.train import run
 
 
 def gather(

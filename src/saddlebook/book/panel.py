@@ -8,30 +8,27 @@ the same settings again are read, and a stopped run goes on.
 
 from __future__ import annotations
 
+import html
+import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saddlebook import runner
-from saddlebook.errors import SaddlebookError, Stopped
+from saddlebook import runner, studies
+from saddlebook.errors import SaddlebookError, Stopped, UsageError, one_of
 from saddlebook.experiment import Experiment, at_scale
-
-if TYPE_CHECKING:
-    from saddlebook.record import Record
-import html
-import os
-from pathlib import Path
-
-from saddlebook import studies
-from saddlebook.errors import UsageError, one_of
 from saddlebook.figures import sweeps
 from saddlebook.figures.widgets import Widget
 from saddlebook.findings import report
 from saddlebook.store import find_records
+
+if TYPE_CHECKING:
+    from saddlebook.record import Record
 
 
 def trial_setting(

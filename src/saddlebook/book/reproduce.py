@@ -31,6 +31,10 @@ NEEDS = {
         "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing",
         "bn_statistics", "optimizers",
     ),
+    "ch10_what_explains_the_gain": (
+        "weight_decay", "optimizers", "sam_timing", "rho_ablation", "dynamics",
+        "curvature", "one_curve",
+    ),
 }  # fmt: skip
 _MINUTE = 60.0
 Say = Callable[[str], None]
@@ -71,14 +75,15 @@ def plan(scale: str, results: str | Path) -> list[Part]:
 
 def told_plan(parts: Sequence[Part], rate: float) -> Iterator[str]:
     """The plan as lines; ``rate``: passes over one image a second, 0: not measured."""
-    yield f"{'chapter':20}{'runs':>6}{'here':>6}{'to do':>7}{'hours':>9}"
+    width = max(len(part.chapter) for part in parts) + 1
+    yield f"{'chapter':{width}}{'runs':>6}{'here':>6}{'to do':>7}{'hours':>9}"
     for part in parts:
         hours = f"{part.work / rate / 3600:9.2f}" if rate else f"{'?':>9}"
         counts = f"{part.runs:6}{part.here:6}{len(part.todo):7}"
-        yield f"{part.chapter:20}{counts}{hours}"
+        yield f"{part.chapter:{width}}{counts}{hours}"
     todo, work = sum(len(p.todo) for p in parts), sum(p.work for p in parts)
     hours = f"{work / rate / 3600:9.2f}" if rate else f"{'?':>9}"
-    yield f"{'together':20}{'':12}{todo:7}{hours}"
+    yield f"{'together':{width}}{'':12}{todo:7}{hours}"
 
 
 class _Timed(Progress):

@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -247,6 +247,48 @@ def plot_controls(table: pd.DataFrame) -> Axes:
     ax.legend(loc="best")
     ax.set_label(f"ratio by class and images: {'; '.join(told)}.")
     return ax
+
+
+@styled
+def plot_at_equal_loss(table: pd.DataFrame, pairs: Mapping[str, pd.DataFrame]) -> Axes:
+    """Negative curvature against the class's loss, and SAM's factor over the radius.
+
+    Args:
+        table: From ``tables.spectra_table``; one point per clean spectrum.
+        pairs: By end of the spectrum, from ``spectra_claims.at_equal_loss``; a seed's
+            geometric mean is a faint point, the mean over seeds is joined.
+    """
+    left, right = panels(2, share=False)
+    if table.empty:
+        empty(right)
+        return empty(left)
+    for i, kind in enumerate(("sgd", "sam")):
+        part = pick(table, optimizer=kind, mode="clean")
+        left.plot(part["loss"], part["lambda_min"].abs(), "os"[i], color=COLOURS[i],
+                  markersize=3, alpha=0.5, label=kind.upper())  # fmt: skip
+    left.set(xscale="log", yscale="log", xlabel="loss of the class (nats)")
+    left.set_ylabel("|λmin| of the class")
+    left.set_label(f"|λmin| against the loss, {len(table)} spectra.")
+    told = [
+        _factors(right, part, name, COLOURS[i + 2], "Dv"[i])
+        for i, (name, part) in enumerate(pairs.items())
+    ]
+    right.axhline(1, color=INK, linewidth=1, linestyle=":")
+    right.set(yscale="log", xlabel="radius ρ", ylabel="SAM ÷ SGD at equal loss")
+    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    right.set_label(f"SAM divided by SGD: {'; '.join(told)}.")
+    legend_once([left, right])
+    return left
+
+
+def _factors(ax: Axes, pairs: pd.DataFrame, end: str, colour: str, marker: str) -> str:
+    logs = np.log(pairs["factor"]).groupby([pairs["rho"], pairs["seed"]]).mean()
+    means = np.exp(logs.groupby(level=0).mean())
+    name = end.replace("lambda_", "λ")
+    ax.plot(logs.index.get_level_values(0), np.exp(logs), marker, color=colour,
+            markersize=3.5, alpha=0.5)  # fmt: skip
+    ax.plot(means.index, means, color=colour, marker=marker, label=name)
+    return f"{name} " + ", ".join(f"{v:.2f} at {k:g}" for k, v in means.items())
 
 
 def legend_once(axes: Sequence[Axes]) -> None:

@@ -1,4 +1,4 @@
-"""What spectra say about the paper's claims: all three tail classes, t over seeds.
+"""Says what spectra tell about the paper's claims: the whole tail, t over seeds.
 
 A claim is that one number exceeds another in the networks of one seed; numbers of the
 tail are the mean over its classes, as far as all are measured that way. Two-sided
@@ -9,6 +9,7 @@ class 8, the paper's example: all five seeds, each beyond the bounds of both val
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,19 +19,14 @@ import pandas as pd
 from saddlebook import studies
 from saddlebook.experiment import Experiment
 from saddlebook.findings.claims import Claim, Contrast, Family, P, Runs, Sides, signed
-from saddlebook.findings.tables import (
-    FALL,
-    FIRST,
-    LAST,
-    NONE,
-    SWITCH,
-    pick,
-)
+from saddlebook.findings.inference import t_interval
+from saddlebook.findings.tables import FALL, FIRST, LAST, NONE, SWITCH, pick
 
 _SGD, _SAM = "CE+DRW", "CE+DRW+SAM"
 HEAD, TAIL = (0,), (-3, -2, -1)
 REDRAWN = (-2, -1)  # of the tail, class 7 is not measured in these modes
 _EXAMPLE = (-2,)  # class 8 of ten, the paper's
+WITHIN = 1.25  # two losses of a class count as equal within this factor
 
 
 class Cell(NamedTuple):
@@ -270,3 +266,98 @@ def count(names: pd.Series[Any]) -> str:
     if names.empty:
         return NONE
     return ", ".join(f"{n} {name}" for name, n in names.value_counts().items())
+
+
+def at_equal_loss(
+    table: pd.DataFrame, end: str, same: Sequence[str] = ("seed", "label", "stage")
+) -> pd.DataFrame:
+    """Spectra of SAM beside the spectrum of SGD whose class loss is nearest.
+
+    The losses of the two methods hardly overlap in the networks of the paper's figure,
+    so a fitted line alone would compare by extrapolation. Other weight decays, radii
+    and epochs fill the gap.
+
+    Args:
+        table: From ``tables.spectra_table``; only clean spectra count.
+        end: ``lambda_min`` or ``lambda_max``.
+        same: Columns in which both must agree.
+
+    Returns:
+        The rows of SAM that have a partner within a factor of ``WITHIN`` in loss, with
+        ``factor``: the end's size with SAM divided by that with SGD.
+    """
+    found = []
+    for _, part in _clean(table, end).groupby(list(same)):
+        sgd, sam = (part[part["optimizer"] == kind] for kind in ("sgd", "sam"))
+        if len(sgd) and len(sam):
+            ratios = np.divide.outer(sam["loss"].to_numpy(), sgd["loss"].to_numpy())
+            away = np.abs(np.log(ratios))
+            partner = sgd[end].to_numpy()[away.argmin(axis=1)]
+            pairs = sam.assign(factor=np.abs(sam[end] / partner))
+            found.append(pairs[away.min(axis=1) <= math.log(WITHIN)])
+    return pd.concat(found) if found else table.assign(factor=0.0).head(0)
+
+
+def on_one_line(table: pd.DataFrame, end: str) -> dict[int, float]:
+    """SAM's factor on an end of the spectrum by seed, from a fitted line.
+
+    Least squares of the logarithm of the end's size on those of the class's loss and
+    its number of images, and on the method; a line per seed.
+    """
+    found = {}
+    for seed, part in _clean(table, end).groupby("seed"):
+        sam = (part["optimizer"] == "sam").astype(float)
+        columns = [np.ones(len(part)), np.log(part["loss"]), np.log(part["n"]), sam]
+        size = np.log(np.abs(part[end]))
+        slopes = np.linalg.lstsq(np.column_stack(columns), size, rcond=None)[0]
+        found[int(str(seed))] = float(np.exp(slopes[-1]))
+    return found
+
+
+def _clean(table: pd.DataFrame, end: str) -> pd.DataFrame:
+    """Clean spectra with that end known, a network once though studies share it."""
+    found = pick(table, mode="clean").dropna(subset=[end])
+    return found.drop_duplicates(["scale", "method", "rho", "seed", "epoch", "label"])
+
+
+def factor_by_seed(pairs: pd.DataFrame) -> dict[int, float]:
+    """Geometric mean of ``factor`` by seed."""
+    logs = np.log(pairs["factor"]).groupby(pairs["seed"]).mean()
+    return {int(str(seed)): float(np.exp(value)) for seed, value in logs.items()}
+
+
+def times(factors: Mapping[int, float]) -> str:
+    """Geometric mean over seeds with its 95 % t-interval, in words."""
+    if not factors:
+        return NONE
+    logs = [math.log(value) for value in factors.values()]
+    middle, (low, high) = math.exp(math.fsum(logs) / len(logs)), t_interval(logs)
+    if math.isnan(low):
+        return f"×{middle:.2f} ({len(logs)} seed{'s' * (len(logs) > 1)}, no interval)"
+    return f"×{middle:.2f} ({math.exp(low):.2f} to {math.exp(high):.2f})"
+
+
+def equal_loss_sheet(
+    shown: pd.DataFrame, last: pd.DataFrame, early: pd.DataFrame
+) -> pd.DataFrame:
+    """SAM's factor on both ends of the spectrum, one row per way to equal loss.
+
+    Args:
+        shown: Spectra after the last epoch of the two runs that are compared.
+        last: The same of all radii and weight decays.
+        early: Of epochs before re-weighting.
+    """
+    rows = []
+    radius = shown["rho"].max()
+    for name, cells in (
+        ("last epoch, any weight decay", last[last["rho"].isin([0, radius])]),
+        ("same epoch before the switch", early),
+    ):
+        pairs = [at_equal_loss(cells, end) for end in ("lambda_min", "lambda_max")]
+        rows.append(
+            [f"pairs, {name}", len(pairs[0]), *map(times, map(factor_by_seed, pairs))]
+        )
+    lines = [on_one_line(shown, end) for end in ("lambda_min", "lambda_max")]
+    fitted = len(_clean(shown, "lambda_min"))
+    rows.append(["fitted line, last epoch", fitted, *map(times, lines)])
+    return pd.DataFrame(rows, columns=["compared", "spectra", "abs(λmin)", "λmax"])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -24,13 +24,12 @@ import torch
 from saddlebook import studies
 from saddlebook.curvature.published import MODES
 from saddlebook.curvature.spectrum import Spectrum
+from saddlebook.data import class_groups
 from saddlebook.experiment import Experiment
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
-from collections.abc import Sequence
 
-from saddlebook.data import class_groups
 
 STAGES = studies.EPOCHS_OF_DYNAMICS
 LAST, SWITCH, FIRST = STAGES[-1], 160, STAGES[0]  # stages, in the paper's epochs
