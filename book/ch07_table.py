@@ -60,7 +60,7 @@ page.claim(
 # climb:
 
 # %% tags=["remove-input"]
-page.source(optim.SAM.first_step)
+page.source(optim.SAM._climb)
 
 # %% [markdown]
 # Along a direction of curvature $\lambda$ the second gradient is, to first order, the

@@ -125,8 +125,8 @@ class SAM(torch.optim.Optimizer):
                 that a scaler still sees the overflow of the first.
 
         Raises:
-            UsageError: No gradient; a bad ``rho``; or the second pass is missing, and
-                then the weights are restored first.
+            UsageError: No gradient, or a sparse one; a bad ``rho``; or the second pass
+                is missing. The weights are then the unperturbed ones.
         """
         if self._kept:
             self.restore()
@@ -134,7 +134,13 @@ class SAM(torch.optim.Optimizer):
                 "first_step came twice; the weights are restored: call second_step "
                 "after it, or restore to skip a second pass"
             )
-        norm = self._norm()
+        try:
+            self._climb(self._norm(), zero_grad)
+        except BaseException:
+            self.restore()
+            raise
+
+    def _climb(self, norm: Tensor, zero_grad: bool) -> None:
         for group in self.param_groups:
             rho = check_rho(group["rho"])
             for p, grad in _with_grad(group):
@@ -144,6 +150,8 @@ class SAM(torch.optim.Optimizer):
                 p.add_(climb.nan_to_num_(0.0, 0.0, 0.0))
                 if zero_grad:
                     grad.mul_(0)
+        # one autocast may stand around both passes, with casts of the weights before
+        torch.clear_autocast_cache()
 
     @torch.no_grad()
     def second_step(self, zero_grad: bool = False) -> None:
@@ -167,6 +175,7 @@ class SAM(torch.optim.Optimizer):
         for p, weights in self._kept.items():
             p.copy_(weights)
         self._kept.clear()
+        torch.clear_autocast_cache()
 
     def _unscaled(self) -> bool:
         """Undo the factor of a scaler, if there is one; False after an overflow."""
@@ -276,7 +285,10 @@ class SAM(torch.optim.Optimizer):
 
 
 def _with_grad(group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
-    return [(p, p.grad) for p in group["params"] if p.grad is not None]
+    found = [(p, p.grad) for p in group["params"] if p.grad is not None]
+    if any(grad.is_sparse for _, grad in found):
+        raise UsageError("SAM takes no sparse gradients: nn.Embedding(…, sparse=False)")
+    return found
 
 
 def _wide(tensor: Tensor) -> Tensor:

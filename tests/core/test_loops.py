@@ -130,6 +130,29 @@ def test_a_closure_under_bf16_autocast_is_the_two_steps(device):
     assert float(closure().detach()) < first
 
 
+@every_device
+def test_one_autocast_around_both_passes_is_one_around_each(device):
+    ends = []
+    for around_all in (True, False):
+        model = network().to(device)
+        stepper, (images, labels) = around(model, rho=2.0), batch(device)
+
+        def closure(model=model, stepper=stepper, images=images, labels=labels):
+            stepper.zero_grad()
+            with torch.autocast(device, torch.bfloat16):
+                loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            return loss
+
+        # torch keeps the cast weights until the outermost autocast ends
+        outer = torch.autocast(device, torch.bfloat16) if around_all else nullcontext()
+        with outer:
+            stepper.step(closure)
+            stepper.step(closure)
+        ends.append(state(model, stepper))
+    assert ends[0] == ends[1]
+
+
 def test_a_batch_may_come_in_parts():
     whole, parts = (network().double().eval() for _ in range(2))
     images, labels = batch()

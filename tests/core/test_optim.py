@@ -241,6 +241,24 @@ def negative_group(stepper, backward):
     stepper.first_step()
 
 
+def negative_second_group(stepper, backward):
+    extra = nn.Parameter(torch.ones(1))
+    extra.grad = torch.ones(1)
+    stepper.add_param_group({"params": [extra]})
+    stepper.param_groups[1]["rho"] = -1.0
+    try:
+        stepper.first_step()
+    finally:
+        assert extra.item() == 1.0
+
+
+def sparse_second_group(stepper, backward):
+    extra = nn.Embedding(4, 2, sparse=True)
+    stepper.add_param_group({"params": extra.parameters()})
+    extra(torch.tensor([1, 1])).sum().backward()
+    stepper.first_step()
+
+
 def negative_new_group(stepper, backward):
     stepper.add_param_group({"params": [nn.Parameter(torch.ones(1))], "rho": -1.0})
 
@@ -261,6 +279,8 @@ def negative_in_state(stepper, backward):
         (saved_between, "between"),
         (loaded_between, "between"),
         (negative_group, "rho -1.0"),
+        (negative_second_group, "rho -1.0"),
+        (sparse_second_group, "sparse"),
         (negative_new_group, "rho -1.0"),
         (negative_in_state, "rho -1.0"),
     ],
