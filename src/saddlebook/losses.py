@@ -121,7 +121,8 @@ def adjustment(
         Cao et al. 2019, eq. (12); Kini et al. 2021, eq. (2), signs and defaults as in
         the released code of Rangwani et al. 2022.
     """
-    counts = torch.tensor(_counts(class_counts), dtype=torch.float64)
+    class_counts = _counts(class_counts)
+    counts = torch.tensor(class_counts, dtype=torch.float64)
     zero, one = torch.zeros_like(counts), torch.ones_like(counts)
     if loss == "ldam":
         if not (math.isfinite(ldam_scale) and ldam_scale > 0):
@@ -202,7 +203,10 @@ class _AdjustedLoss(_ClassLoss):
         Raises:
             UsageError: No integers from 0, or a class without an example.
         """
-        numbers = torch.as_tensor(labels)
+        try:
+            numbers = torch.as_tensor(labels)
+        except (TypeError, ValueError):  # names, or rows of several lengths
+            numbers = torch.empty(0, 0)
         if numbers.is_floating_point() or numbers.ndim != 1 or (numbers < 0).any():
             raise UsageError("labels to count must be integers from 0, [N]")
         make: Callable[..., Self] = cls
@@ -357,13 +361,19 @@ def check_weight(weight: Any, classes: int) -> Tensor:
 
 
 def _counts(class_counts: Counts) -> list[int]:
-    if isinstance(class_counts, Mapping):
-        class_counts = [class_counts[label] for label in sorted(class_counts)]
-    counts = list(class_counts)
-    bad = [f"{n} of class {y}" for y, n in enumerate(counts) if n != int(n) or n < 1]
+    try:
+        if isinstance(class_counts, Mapping):
+            class_counts = [class_counts[label] for label in sorted(class_counts)]
+        counts = [int(n) if n == int(n) else 0 for n in class_counts]
+    except (TypeError, ValueError, OverflowError):  # NaN, no numbers, mixed labels
+        counts = []
+    bad = [y for y, n in enumerate(counts) if n < 1]
     if bad or not counts:
-        raise UsageError(f"class counts must be integers of at least 1, not {bad[:5]}")
-    return [int(n) for n in counts]
+        raise UsageError(
+            "class counts must be integers of at least 1, one a class in label order"
+            + f"; those of classes {bad[:5]} are not" * bool(bad)
+        )
+    return counts
 
 
 def _finite(**values: float) -> None:

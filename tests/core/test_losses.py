@@ -250,7 +250,8 @@ def test_counts_and_labels_come_in_any_form(form):
     assert torch.allclose(made.margin, expected * 0.4)
 
 
-def test_named_labels_count_in_the_order_of_their_names():
+def test_counts_come_once_and_named_ones_in_the_order_of_their_names():
+    assert torch.equal(losses.LDAMLoss(n for n in C).margin, losses.LDAMLoss(C).margin)
     names = Counter({"c": 1, "a": 9, "b": 4})
     assert torch.equal(losses.LDAMLoss(names).margin, losses.LDAMLoss(C).margin)
 
@@ -303,6 +304,10 @@ def test_huge_logits_stay_finite(size):
         lambda: losses.class_weights((5, 0), 0.9),
         lambda: losses.class_weights((5, 2.5), 0.9),
         lambda: losses.class_weights((), 0.9),
+        lambda: losses.class_weights(5, 0.9),
+        lambda: losses.LDAMLoss((5, float("nan"))),
+        lambda: losses.LDAMLoss({0: 5, "dog": 2}),
+        lambda: losses.LDAMLoss.from_labels(["cat", "dog"]),
         lambda: losses.class_weights((5, 2), 1.0),
         lambda: losses.LDAMLoss((5, 2), max_margin=0.0),
         lambda: losses.LDAMLoss((5, 2), scale=float("inf")),
