@@ -1,5 +1,6 @@
 """A user's own images, from class folders to a record."""
 
+import dataclasses
 import os
 import shutil
 
@@ -201,8 +202,14 @@ def test_own_images_train_into_a_record_like_all_others(tmp_path):
     ]
     assert "as is, 24 to 3 images" in report.setting([record])
     picture(tmp_path / "mine" / "ant" / "one_more.png")
+    stale = sb.Experiment.from_dict(exp.to_dict() | {"seed": 1})
     with pytest.raises(DataError, match="other images"):
-        sb.run(sb.Experiment.from_dict(exp.to_dict() | {"seed": 1}), **where)
+        sb.run(stale, **where)
+    # beside a run on today's images, too, where nothing is measured
+    both = [dataclasses.replace(e, spectra_at=()) for e in (OWN, stale)]
+    with pytest.raises(DataError, match="other images"):
+        sb.run_all(both, **where, group=2)
+    assert len(sb.Store(tmp_path / "out/quick").records()) == 2
 
 
 def test_a_long_tail_is_drawn_from_as_many_as_the_smallest_class_has(tmp_path):

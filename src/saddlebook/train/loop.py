@@ -23,8 +23,8 @@ from saddlebook.train.run import Run, prepare
 
 # What runs trained together must share
 ALIKE = (
-    "dataset", "largest_class", "imbalance_factor", "imbalance", "image_size",
-    "batch_size", "precision",
+    "dataset", "images_digest", "largest_class", "imbalance_factor", "imbalance",
+    "image_size", "batch_size", "precision",
 )  # fmt: skip
 
 
