@@ -11,7 +11,7 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser lint type test quick lite full book lab serve bench faults check clean
+.PHONY: help setup browser lint type test quick lite full front book lab serve bench faults check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ lite: $(READY)  ## every record of the laptop scale, every chapter, the book; re
 full: $(READY)  ## the paper's own setting: make full DEVICE=cuda DATA=…; resumable
 	$(BIN)/saddlebook reproduce --scale full --device $(DEVICE) \
 	  --workers $(WORKERS) $(DATA:%=--data %) $(LIMIT:%=--limit %)
+
+front: $(READY)  ## the README's first screen and the table of findings, from records
+	$(BIN)/python -c 'from pathlib import Path; from saddlebook.book import sheets; sheets.write_front(Path())'
 
 book: $(READY)  ## the book, from committed records, into _build/html
 	$(BIN)/saddlebook book

@@ -106,7 +106,9 @@ def test_a_gain_counts_only_if_paired_and_unpaired_tests_agree():
 
 def test_an_undecided_claim_says_how_much_the_runs_would_have_shown():
     row = judged([], sided(PAIRED, GAINED)).loc["made"]
-    assert f"5 seeds would show {row['detectable']:.1f}" in claims.why(row)
+    assert f"5 seeds would show a difference of {row['detectable']:.1f}" in claims.why(
+        row
+    )
     sure = judged([], sided(PAIRED, [v + 20 for v in PAIRED])).loc["made"]
     assert (sure["word"], claims.why(sure)) == ("supported", "")
     less = judged([], sided(PAIRED, [v - 20 for v in PAIRED])).loc["made"]

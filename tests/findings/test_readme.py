@@ -1,18 +1,20 @@
-"""The README's table of findings says what the records say."""
+"""The README, the first page and the table of findings say what the records say."""
 
+import html
 import re
 from pathlib import Path
 
 import pytest
 
 from saddlebook import studies
-from saddlebook.book import Page, gather
+from saddlebook.book import Page, gather, sheets
 from saddlebook.errors import UsageError
+from saddlebook.figures import plot_cards, style
 from saddlebook.findings import inference, readme, report
-from saddlebook.findings.readme import Finding
 from saddlebook.store import Store
 
 ROOT = Path(__file__).parents[2]
+RUN = "run: make front"
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +22,61 @@ def found():
     return readme.findings(results=ROOT / "results")
 
 
-def test_the_readme_holds_the_table_that_the_records_give(found):
+@pytest.fixture(scope="module")
+def cards():
+    return readme.cards(results=ROOT / "results")
+
+
+def test_the_table_of_findings_is_what_the_records_give(found):
+    text = (ROOT / "results/findings.md").read_text()
+    assert readme.every_finding(found) == text, RUN
+    assert "(results/findings.md)" in (ROOT / "README.md").read_text()
+
+
+def words(picture: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)|<dc:description>(.*?)</dc", picture)
+
+
+def test_readme_and_first_page_say_one_thing_in_one_picture(cards):
     text = (ROOT / "README.md").read_text()
-    assert readme.inserted(text, found) == text, (
-        "run: python -m saddlebook.findings.readme"
-    )
+    assert readme.inserted(text, readme.first_screen(cards)) == text, RUN
+    picture = (ROOT / "book/_static/page-one.svg").read_text()
+    drawn = style.standalone(style.figure_of(plot_cards(cards))).decode()
+    assert words(drawn) == words(picture), RUN
+    for card in cards:
+        shown = html.unescape(sheets.card(card))
+        for part in (card.question, card.answer, card.sure, card.verdict):
+            assert part in shown
+            assert part in text
+        for row in card.numbers()[1:]:
+            assert f"| {' | '.join(row)} |" in text
+            assert all(f">{cell}<" in shown for cell in row)
+
+
+def test_the_first_page_opens_with_the_three_answers(cards):
+    assert [card.word in inference.WORDS for card in cards] == [True] * 3
+    text = (ROOT / "book/intro.py").read_text()
+    first = text.index("page.cards(readme.cards(page.scale, page.results))")
+    assert first < text.index("## ")
+
+
+def test_a_card_says_the_gain_that_the_records_give(cards):
+    runs = report.once(Store(ROOT / "results/full").records())
+    tail = {(r.experiment.method, r.experiment.seed): r.accuracy.tail for r in runs}
+    sides = [
+        [value for (name, _), value in tail.items() if name == method]
+        for method in ("CE+DRW+SAM", "CE+DRW")
+    ]
+    gain = sum(sides[0]) / len(sides[0]) - sum(sides[1]) / len(sides[1])
+    assert cards[0].rows[1].full.mean == pytest.approx(gain)
+    assert cards[0].rows[1].full.runs == min(map(len, sides))
+    assert cards[0].rows[1].paper == 11.7
+
+
+def test_cards_without_records_are_undecided(tmp_path):
+    for card in readme.cards("quick", tmp_path):
+        assert card.word == inference.UNDECIDED
+        assert all(row.full.text == row.lite.text == "–" for row in card.rows)
 
 
 def test_every_claim_has_one_line_and_one_verdict(found):
@@ -43,7 +95,8 @@ def test_the_numbers_are_those_of_the_records(found):
     gains = [
         tail["CE+DRW+SAM", seed] - tail["CE+DRW", seed] for seed in (0, 1, 2, 3, 4)
     ]
-    (row,) = (row for row in found if row.claim.startswith("CE+DRW+SAM is above"))
+    name = "SAM raises the tail accuracy of re-weighted cross-entropy (CE+DRW)"
+    (row,) = (row for row in found if row.claim == name)
     assert row.here.startswith(f"{sum(gains) / 5:+.1f} ")
     assert row.paper == "+11.7"
 
@@ -79,12 +132,11 @@ def test_pages_quote_verdicts_and_judge_nothing_themselves(path):
 
 def test_only_what_stands_between_the_marks_is_replaced():
     text = "a\n<!-- found -->\nold\n<!-- /found -->\nb\n"
-    new = readme.inserted(text, [Finding("c", "1", "2", "supported")])
-    assert new.startswith("a\n<!-- found -->\n| claim |")
-    assert new.endswith("| c | 1 | 2 | supported |\n<!-- /found -->\nb\n")
-    assert readme.inserted(new, [Finding("c", "1", "2", "supported")]) == new
+    new = readme.inserted(text, "new")
+    assert new == "a\n<!-- found -->\nnew\n<!-- /found -->\nb\n"
+    assert readme.inserted(new, "new") == new
 
 
 def test_a_readme_without_marks_is_refused():
     with pytest.raises(UsageError, match="to write between"):
-        readme.inserted("nothing here", [])
+        readme.inserted("nothing here", "")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from saddlebook.book.chapters import PARAMETERS, check_injected, check_types
 from saddlebook.book.gather import make
-from saddlebook.book.sheets import badge, fitting, markup, word_of
+from saddlebook.book.sheets import badge, card, fitting, markup, word_of
 from saddlebook.errors import LockedError, UsageError
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import claims
@@ -30,6 +30,7 @@ from saddlebook.store import RESULTS, Found, find_records, lacking
 from saddlebook.studies import chosen_seeds
 
 if TYPE_CHECKING:
+    from saddlebook.findings.readme import Card
     from saddlebook.record import Record
 
 _SHORT = ("Records", "Measured", "Cost")  # of the provenance; the rest folds
@@ -264,6 +265,11 @@ class Page:
             f'<details class="sb-tables">{head}{body}</details>',
             f"{title}\n{frame.to_string()}",
         )
+
+    def cards(self, found: Sequence[Card]) -> None:
+        """Show the cards of the first page."""
+        told = "\n".join(f"{one.question} {one.answer}" for one in found)
+        _show(f'<div class="sb-tables">{"".join(map(card, found))}</div>', told)
 
     def judged(self, found: Any, caption: str) -> None:
         """Show claims with their verdicts; what only experts want is folded.

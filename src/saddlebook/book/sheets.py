@@ -1,6 +1,6 @@
-"""Tables and verdicts as HTML that fits a window, and folds to cards on a phone.
+"""Tables, verdicts and cards as HTML that fits a window and folds on a phone.
 
-Knows pandas tables; no record, no page.
+Knows tables and cards; no record, no page.
 """
 
 from __future__ import annotations
@@ -9,10 +9,18 @@ import html
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from saddlebook.disk.files import write_whole
+from saddlebook.figures import style
+from saddlebook.figures.accuracy import plot_cards
+from saddlebook.findings import readme
 from saddlebook.findings.claims import typeset
 from saddlebook.findings.inference import WORDS
+from saddlebook.findings.readme import Card
 
 _MOST_COLUMNS = 6  # of a table, in a window of 1280 px
 
@@ -90,3 +98,33 @@ def badge(verdict: Any) -> str:
 def word_of(verdict: Any) -> str:
     """The word of a ``Verdict``, or the words given instead of one."""
     return str(getattr(verdict, "word", verdict))
+
+
+def card(one: Card) -> str:
+    """A card of the first page: its words at the left, its numbers at the right."""
+    head, *rows = one.numbers()
+    numbers = pd.DataFrame(rows, columns=list(head)).set_index("")
+    picture = style.slim(style.inline(style.figure_of(plot_cards([one]))))
+    said = html.escape(one.verdict)
+    said = f'<span class="sb-badge sb-{one.word}">{said}</span>'
+    words = (
+        f"<h3>{html.escape(one.question)}</h3><p>{said}</p>"
+        f"<p>{html.escape(typeset(one.answer))}</p>"
+        f'<p class="sb-sure">{html.escape(typeset(one.sure))}</p>'
+        f'<p><a href="{one.page}.html">{html.escape(one.more)} →</a></p>'
+    )
+    return (
+        f'<article class="sb-card"><div>{words}</div>'
+        f"<div>{picture}{markup(numbers, kind='sb-numbers')}</div></article>"
+    )
+
+
+def write_front(root: Path) -> None:
+    """Write the README's first screen, its picture, and the table of all findings."""
+    found, front = readme.cards(results=root / "results"), root / "README.md"
+    text = readme.inserted(front.read_text(), readme.first_screen(found))
+    figure = style.figure_of(plot_cards(found))
+    write_whole(front, text.encode())
+    write_whole(root / "book/_static/page-one.svg", style.standalone(figure))
+    every = readme.every_finding(readme.findings(results=root / "results"))
+    write_whole(root / "results/findings.md", every.encode())

@@ -1,5 +1,6 @@
 """Draws tables as figures and widgets; the only place with colours and markers."""
 
+from saddlebook.figures.accuracy import plot_cards as plot_cards
 from saddlebook.figures.accuracy import plot_class_accuracy as plot_class_accuracy
 from saddlebook.figures.accuracy import plot_class_counts as plot_class_counts
 from saddlebook.figures.accuracy import plot_curves as plot_curves

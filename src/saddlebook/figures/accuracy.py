@@ -8,6 +8,7 @@ Knows tables from ``report`` and ``claims``; no record, no file.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from saddlebook.findings import claims
 
 if TYPE_CHECKING:
     from matplotlib.lines import Line2D
+
+    from saddlebook.findings.readme import Card
 
 _GROUPS = {"head": BLUE, "mid": TEAL, "tail": ORANGE}
 _MARKERS, _DASHES = "osD^v", ("-", "--", "-.", ":", (0, (1, 1)))
@@ -214,6 +217,50 @@ def plot_effects(judged: pd.DataFrame, ax: Axes | None = None) -> Axes:
         for name, (_, row) in zip(names, judged.iterrows(), strict=True)
     )
     return _finish(ax, "difference (points)", "", told)
+
+
+@styled
+def plot_cards(cards: Sequence[Card]) -> Axes:
+    """Cards of the first page, a panel each: every number with its interval.
+
+    Args:
+        cards: From ``findings.readme``; a single one is drawn for half a column.
+    """
+    row = panels(len(cards), height=2.4, share=False)
+    figure: Any = row[0].figure
+    figure.set_size_inches((3.8, 2.4) if len(cards) == 1 else (9.6, 2.9))
+    for ax, card in zip(row, cards, strict=True):
+        _card(ax, card)
+        if len(cards) > 1:
+            ax.set_title(textwrap.fill(card.question, 24), loc="left")
+    marks = row[0].get_legend_handles_labels()
+    figure.legend(*marks, loc="outside lower center", ncols=3, handletextpad=0.3)
+    return row[0]
+
+
+def _card(ax: Axes, card: Card) -> None:
+    names, *rows = card.numbers()
+    places = np.arange(len(rows))
+    paper = [row.paper for row in card.rows]
+    ax.plot(
+        paper, places - 0.22, "D", color=GREY, label=names[1], markerfacecolor="none"
+    )
+    for i, (name, colour) in enumerate(zip(names[2:], (ORANGE, BLUE), strict=True)):
+        found = [(row.full, row.lite)[i] for row in card.rows]
+        means, low, high = (np.array([e[k] for e in found]) for k in range(3))
+        reach = np.nan_to_num(np.array([means - low, high - means]))
+        ax.errorbar(
+            means, places + 0.22 * i, xerr=reach, fmt="os"[i], color=colour,
+            capsize=2, label=name,
+        )  # fmt: skip
+    ax.axvline(0, color=INK, linewidth=1)
+    ax.set_yticks(places, [row[0].replace(", ", ",\n") for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(textwrap.fill(card.unit, 30))
+    told = ("; ".join(f"{n} {v}" for n, v in zip(names, row, strict=True) if v)
+            for row in rows)  # fmt: skip
+    ax.set_label(f"{card.unit}. {'. '.join(told)}.")
 
 
 def _rows(ax: Axes, table: pd.DataFrame, means: Any, names: Iterable[str]) -> None:

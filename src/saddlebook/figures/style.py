@@ -90,6 +90,12 @@ def panels(
     return list(made)
 
 
+def figure_of(axes: Axes) -> Figure:
+    """The figure that holds these axes."""
+    assert isinstance(axes.figure, Figure)
+    return axes.figure
+
+
 def describe(figure: Figure) -> str:
     """What the figure shows, in words, with first and last or mean values."""
     return typeset(
@@ -216,8 +222,7 @@ def show(axes: Axes, caption: str) -> None:
     """
     from IPython.display import display
 
-    figure = axes.figure
-    assert isinstance(figure, Figure)
+    figure = figure_of(axes)
     told, more = describe(figure), _more(figure)
     wide = f'<div class="sb-wide">{slim(inline(figure))}</div>'
     phone = f'<div class="sb-narrow">{slim(narrow(figure))}</div>'

@@ -46,6 +46,9 @@ from saddlebook.findings.inference import (
 )
 from saddlebook.record import Record
 
+_PLACES = {
+    "full": "the paper's own setting", "lite": "laptop scale", "quick": "smoke scale",
+}  # fmt: skip
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _POWER = re.compile(r"(?<![\w.])([-+−]?\d+(?:\.\d+)?)e([-+]?\d+)(?![\w-])")
 _ZERO = re.compile(r"(?<![\w.])[-−+](0(?:\.0+)?)(?![\w.])")
@@ -398,7 +401,14 @@ def why(row: Any) -> str:
     if math.isnan(row["detectable"]) or row["word"] != UNDECIDED:
         return str(row["reason"])
     size = f"{row['detectable']:.{1 if row['detectable'] >= 1 else 3}f}"
-    return f"{row['reason']}; {row['n']} seeds would show {size}"
+    return f"{row['reason']}; {row['n']} seeds would show a difference of {size}"
+
+
+def in_words(row: Any) -> str:
+    """A claim with its verdict and numbers as one sentence."""
+    seeds = f", {row['n']} seeds at {_PLACES[row['scale']]}" if row["n"] else ""
+    because = f"; {why(row)}" if row["word"] == UNDECIDED else ""
+    return f"“{row['statement']}” is {row['word']}: {row['here']}{seeds}{because}."
 
 
 def counts(judged: pd.DataFrame) -> str:

@@ -171,6 +171,19 @@ def distances(runs: Sequence[Experiment], seeds: Sequence[int]) -> list[Distance
 
 
 BASES = ("CE", "CE+DRW", "LDAM+DRW", "VS")
+_SPOKEN = {
+    "CE": "plain cross-entropy (CE)", "CE+DRW": "re-weighted cross-entropy (CE+DRW)",
+    "LDAM+DRW": "re-weighted margins (LDAM+DRW)", "VS": "scaled logits (VS)",
+}  # fmt: skip
+
+
+def spoken(method: str) -> str:
+    """A method's name as English; what it is with, after it."""
+    loss, decay = (*method.split(" wd="), "")[:2]
+    base = loss.removesuffix("+SAM")
+    more = ["SAM"] * (base != loss) + [f"weight decay {decay}"] * bool(decay)
+    words = _SPOKEN.get(base, base)
+    return f"{words} with {' and '.join(more)}" if more else words
 
 
 @cache
@@ -185,17 +198,22 @@ def _compared(base: str, other: str, group: str, **bounds: Any) -> Claim:
     known, name = settings(), f"{other} − {base}"
     bounds = bounds or {"low": 0.0, "two_sided": True}
     part = difference(name, group, [known[other]], [known[base]], **bounds)
-    words = "differs from" if part.unlike else "is above"
+    if other == f"{base}+SAM":
+        words = f"SAM raises the {group} accuracy of {spoken(base)}"
+    elif part.unlike:
+        words = f"{spoken(other)} and {spoken(base)} differ in {group} accuracy"
+    else:
+        words = f"{spoken(other)} has a higher {group} accuracy than {spoken(base)}"
     return Claim(
         f"{other} − {base}, {group}",
-        f"{other} {words} {base}, {group} accuracy",
+        words[0].upper() + words[1:],
         ((part,),),
-        _printed(base, other, group),
+        printed_gain(base, other, group),
     )
 
 
-def _printed(base: str, other: str, group: str) -> float:
-    """The paper's difference; NaN where it lacks one of the two."""
+def printed_gain(base: str, other: str, group: str) -> float:
+    """The paper's ``other`` minus ``base``, points; NaN where it lacks one of them."""
     means = paper("table1", "cifar10").set_index(CELL)["mean"].to_dict()
     pair = (means.get((name, group), math.nan) for name in (other, base))
     return round(-np.subtract(*reversed([*pair])), 6)

@@ -1,21 +1,19 @@
-"""What was found, as one table from records: the README's, checked by a test.
+"""What was found, in three cards and one long table, made from records.
 
-    python -m saddlebook.findings.readme        writes it between the marks in README.md
-
-Knows records and the judges of claims; the book's first page calls the same judges.
+The cards are the first page of the book and of the README, the table lies in
+``results/findings.md``; ``make front`` writes both, and tests compare. Knows records
+and the judges of claims, which every page calls too.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from saddlebook.disk.files import write_whole
 from saddlebook.errors import UsageError
 from saddlebook.findings import (
     claims,
@@ -25,6 +23,7 @@ from saddlebook.findings import (
     spectra_claims,
     tables,
 )  # fmt: skip
+from saddlebook.findings.claims import Contrast, Runs, by_seed
 from saddlebook.store import RESULTS, Store, find_records
 
 if TYPE_CHECKING:
@@ -38,6 +37,16 @@ FAMILIES = (
 )  # fmt: skip
 _TAIL = (7, 8, 9)
 _SAM = [f"{base}+SAM − {base}" for base in hypotheses.BASES]
+_FINDINGS = """# All findings
+
+Made from the records in this folder by `make front`. A claim is
+supported, contradicted or undecided, a printed number reproduced, different or
+undecided, by one rule ([notation](../book/notation.md)); *would show* is the smallest
+difference that so many seeds find four times out of five. abs(λmin/λmax) is that of one
+class's loss after the last epoch, mean over classes 7, 8 and 9. *As published* redraws
+crops and flips in every product. Intervals are 95 % t-intervals over seeds. Claims are
+judged at laptop scale (`lite`); *Full scale* is the paper's own setting, in bf16.
+"""
 _START, _END = "<!-- found -->", "<!-- /found -->"
 
 
@@ -151,14 +160,262 @@ def _ratios(runs: Sequence[Record]) -> Iterator[Finding]:
         )
 
 
-def table(found: Sequence[Finding]) -> str:
-    """As a Markdown table."""
-    lines = ["| claim | paper | here | verdict |", "|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in found)])
+class Estimate(NamedTuple):
+    """A mean over runs, its 95 % interval (NaN below three runs), and both in words."""
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+    text: str
 
 
-def inserted(text: str, found: Sequence[Finding]) -> str:
-    """``text`` with the table between its marks.
+class Row(NamedTuple):
+    """One number: as printed (NaN: not printed), in the paper's setting, and small."""
+
+    name: str
+    paper: float
+    printed: str
+    full: Estimate
+    lite: Estimate
+
+
+class Card(NamedTuple):
+    """A question, its answer in whole sentences, and the numbers behind it.
+
+    Attributes:
+        question: Title.
+        claim: What ``word`` is said of, in few words.
+        word: Supported if all claims behind it are, contradicted if one of them is.
+        answer: What holds, with effects and intervals.
+        unit: Of the numbers.
+        rows: Numbers.
+        sure: What the answer rests on.
+        page: Chapter that has the evidence.
+        more: What it is about.
+    """
+
+    question: str
+    claim: str
+    word: str
+    answer: str
+    unit: str
+    rows: tuple[Row, ...]
+    sure: str
+    page: str
+    more: str
+
+    @property
+    def verdict(self) -> str:
+        """The claim and its word."""
+        return f"{self.claim[0].upper()}{self.claim[1:]}: {self.word}"
+
+    def numbers(self) -> list[tuple[str, ...]]:
+        """The rows in words below their head."""
+        head = ("", "the paper", "its setting", "laptop scale")
+        return [head, *((r.name, r.printed, r.full.text, r.lite.text)
+                        for r in self.rows)]  # fmt: skip
+
+
+def cards(scale: str = "lite", results: str | Path = RESULTS) -> list[Card]:
+    """The first page: does SAM help the tail, is it saddles, is it SAM?"""
+    return [make(scale, results) for make in (helps, saddles, rival)]
+
+
+def helps(scale: str = "lite", results: str | Path = RESULTS) -> Card:
+    """Whether SAM raises the accuracy of rare classes."""
+    found, runs = _claims_and_runs(hypotheses.main_table(), scale, results)
+    names = {
+        "CE": "plain loss", "CE+DRW": "re-weighted", "LDAM+DRW": "with margins",
+        "VS": "scaled logits",
+    }  # fmt: skip
+    rows = [_gain(name, base, f"{base}+SAM", runs) for base, name in names.items()]
+    plain, drw, ldam, _ = rows
+    words = found["word"]
+    answer = (
+        f"{_OPENING[words['CE+DRW+SAM − CE+DRW, tail']]}, where the loss is "
+        "re-weighted late in training: the three rarest classes change by "
+        f"{drw.lite.text} points at laptop scale and by {drw.full.text} in the paper's "
+        f"own setting; it prints {drw.printed}. With margins (LDAM) they change by "
+        f"{ldam.lite.text} and {ldam.full.text}: "
+        f"{words['LDAM+DRW+SAM − LDAM+DRW, tail']}. With a plain loss SAM "
+        f"should not help, says the paper; {plain.lite.text} and {plain.full.text} "
+        f"leave that {words['ii']}."
+    )
+    return _card(
+        "Does SAM help rare classes?", "SAM helps the tail", answer, found,
+        ["CE+DRW+SAM − CE+DRW, tail"],
+        "points of tail accuracy: with SAM minus without", rows,
+        ("ch07_table", "The main table"),
+    )  # fmt: skip
+
+
+def saddles(scale: str = "lite", results: str | Path = RESULTS) -> Card:
+    """Whether networks end at saddles of their rare classes' losses."""
+    found, runs = _claims_and_runs(spectra_claims.curvature_family(), scale, results)
+    printed = tables.published_dynamics(report.paper("dynamics"))
+    ends = printed["stage"].eq(tables.LAST) & printed["label"].isin(_TAIL)
+    theirs = printed[ends].groupby("method")["nonconvexity"].mean()
+    rows = []
+    for mode, name in (("as_published", "new crops"), ("clean", "images fixed")):
+        for method, optimizer in (("CE+DRW", "SGD"), ("CE+DRW+SAM", "SAM")):
+            cell = spectra_claims.Cell(method, spectra_claims.TAIL, modes=(mode,))
+            part = spectra_claims.Exceeds(name="", digits=3, more=cell)
+            paper = theirs[method] if mode == "as_published" else math.nan
+            rows.append(_row(f"{optimizer}, {name}", part, paper, runs))
+    crops, _, fixed, _ = rows
+    kinds = spectra_claims.kinds(
+        tables.pick(runs.spectra, stage=tables.LAST, mode="clean")
+    )
+    answer = (
+        f"{_OPENING[_joint(found, _SADDLES)]}, if the images are held fixed: of "
+        f"{len(kinds)} class losses measured after training "
+        f"{kinds.eq('saddle').sum() or 'none'} stands at a saddle, and with SGD the "
+        f"tail's most negative curvature is {fixed.full.text} of its largest in the "
+        f"paper's own setting. The ratio of {crops.printed} that the paper prints "
+        f"comes back, as {crops.full.text}, with its own procedure only, which draws "
+        "new crops of the images in every product."
+    )
+    return _card(
+        "Is it saddles?", "the tail ends at saddles, SAM leaves them", answer,
+        found, _SADDLES,
+        "|λmin/λmax| of one class's loss, mean over the tail", rows,
+        ("ch11_as_published", "The measurement, taken apart"),
+    )  # fmt: skip
+
+
+def rival(scale: str = "lite", results: str | Path = RESULTS) -> Card:
+    """Whether a larger weight decay does what SAM does."""
+    main, runs = _claims_and_runs(hypotheses.main_table(), scale, results)
+    found, _ = _claims_and_runs(hypotheses.five(), scale, results)
+    names = {"+SAM": "SAM", " wd=0.001": "weight decay × 5", "+SAM wd=0.001": "both"}
+    rows = [_gain(n, "CE+DRW", f"CE+DRW{more}", runs) for more, n in names.items()]
+    sam, decay, _ = rows
+    share = decay.full.mean / sam.full.mean
+    adds = main.loc["CE+DRW+SAM wd=0.001 − CE+DRW wd=0.001, tail"]
+    answer = (
+        "Five times the weight decay, without SAM, gives "
+        f"{100 * share:.0f} % of SAM's gain on the tail in the paper's own setting "
+        f"({decay.full.text} of {sam.full.text} points). At laptop scale, with weight "
+        "decay tuned for each, SAM changes overall accuracy by "
+        f"{found['here']['iii']} points: {_ahead(found.loc['iii'])}. That SAM "
+        f"changes the tail of training with the larger weight decay, by {adds['here']}"
+        f" points, is {adds['word']}."
+    )
+    return _card(
+        "Is it SAM, or would weight decay do?",
+        "tuned weight decay does as well overall", answer, found, ["iii"],
+        "points of tail accuracy over SGD as published", rows,
+        ("ch09_rivals", "The controls the paper lacks"),
+    )  # fmt: skip
+
+
+_OPENING = {
+    inference.SUPPORTED: "Yes", inference.CONTRADICTED: "No",
+    inference.UNDECIDED: "Perhaps",
+}  # fmt: skip
+_SADDLES = ["tail above head, images fixed", "SGD above SAM, images fixed"]
+
+
+def _claims_and_runs(
+    family: Family, scale: str, results: str | Path
+) -> tuple[pd.DataFrame, Runs]:
+    runs = present(family, scale, results)
+    return claims.judge(family, runs, scale).set_index("claim"), Runs(runs)
+
+
+def _card(
+    question: str, claim: str, answer: str, found: pd.DataFrame, names: Sequence[str],
+    unit: str, rows: Sequence[Row], more: tuple[str, str],
+) -> Card:  # fmt: skip
+    parts = [claims.in_words(found.loc[name]) for name in names]
+    counts = sorted({row.full.runs for row in rows if row.full.runs}) or [0]
+    parts.append(
+        f"In the paper's own setting a number has {_range(counts)}; below "
+        f"{inference.FEWEST} there is no interval and no verdict."
+    )
+    word = _joint(found, names)
+    sure = " ".join(parts)
+    return Card(question, claim, word, answer, unit, tuple(rows), sure, *more)
+
+
+def _joint(found: pd.DataFrame, names: Sequence[str]) -> str:
+    """The word on claims that must all hold."""
+    words = set(found.loc[list(names), "word"])
+    if inference.CONTRADICTED in words:
+        return inference.CONTRADICTED
+    return words.pop() if len(words) == 1 else inference.UNDECIDED
+
+
+def _gain(name: str, base: str, other: str, runs: Runs) -> Row:
+    """Tail accuracy of a method minus that of another."""
+    known = hypotheses.settings()
+    part = hypotheses.difference(name, "tail", [known[other]], [known[base]])
+    return _row(name, part, hypotheses.printed_gain(base, other, "tail"), runs)
+
+
+def _row(name: str, part: Contrast, paper: float, runs: Runs) -> Row:
+    full, lite = (_estimate(part, runs, scale) for scale in ("full", "lite"))
+    signs = len(part.sides(runs, "full")) > 1
+    printed = "" if math.isnan(paper) else _number(paper, part.digits, signs)
+    return Row(name, paper, printed, full, lite)
+
+
+def _estimate(part: Contrast, runs: Runs, scale: str) -> Estimate:
+    sides = part.sides(runs, scale)
+    count = min(len(values) for _, values in sides)
+    if not count:
+        return Estimate(math.nan, math.nan, math.nan, 0, "–")
+    mean = math.fsum(f * math.fsum(v.values()) / len(v) for f, v in sides)
+    low, high = inference.t_interval(by_seed(sides))
+    told = [_number(x, part.digits, len(sides) > 1) for x in (mean, low, high)]
+    text = told[0] if math.isnan(low) else f"{told[0]} ({told[1]} to {told[2]})"
+    return Estimate(mean, low, high, count, text)
+
+
+def _number(x: float, digits: int, sign: bool) -> str:
+    return claims.signed(x, digits) if sign else f"{x:.{digits}f}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = counts[0], counts[-1]
+    return f"{low} run{'s' * (low != 1)}" if low == high else f"{low} to {high} runs"
+
+
+def _ahead(row: Any) -> str:
+    """Which of SAM and SGD the interval of their difference favours."""
+    if row["low"] > 0:
+        return "SAM is ahead"
+    return "plain SGD is ahead" if row["high"] < 0 else "neither is ahead"
+
+
+def first_screen(found: Sequence[Card], chapters: str = "book/") -> str:
+    """The cards as Markdown, below one picture of them all."""
+    told = "; ".join(f"{card.claim}: {card.word}" for card in found)
+    parts = [f"![{told}](book/_static/page-one.svg)"]
+    for i, card in enumerate(found, 1):
+        parts += [
+            f"### {i}. {card.question}", f"**{card.verdict}.** {card.answer}",
+            as_table([(card.unit, *card.numbers()[0][1:]), *card.numbers()[1:]]),
+            f"{card.sure} [{card.more}]({chapters}{card.page}.py)",
+        ]  # fmt: skip
+    return "\n\n".join(part.replace("|λmin/λmax|", "abs(λmin/λmax)") for part in parts)
+
+
+def every_finding(found: Sequence[Finding]) -> str:
+    """The long table as a Markdown page."""
+    head = Finding("claim", "paper", "here", "verdict")
+    return f"{_FINDINGS}\n{as_table([head, *found])}\n"
+
+
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """As a Markdown table; the first row is its head."""
+    head, *rest = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
+
+
+def inserted(text: str, shown: str) -> str:
+    """``text`` with ``shown`` between its marks.
 
     Raises:
         UsageError: The marks are not there.
@@ -167,9 +424,4 @@ def inserted(text: str, found: Sequence[Finding]) -> str:
     _, end, after = rest.partition(_END)
     if not start or not end:
         raise UsageError(f"no {_START} … {_END} to write between")
-    return f"{before}{start}\n{table(found)}\n{end}{after}"
-
-
-if __name__ == "__main__":
-    readme = Path(sys.argv[1] if len(sys.argv) > 1 else "README.md")
-    write_whole(readme, inserted(readme.read_text(), findings()).encode())
+    return f"{before}{start}\n{shown}\n{end}{after}"

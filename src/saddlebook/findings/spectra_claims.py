@@ -112,7 +112,7 @@ def _saddles() -> list[Claim]:
             ),
             _claim(
                 f"SGD above SAM, {told}",
-                f"abs(λmin/λmax) of the tail is larger with SGD than SAM, {told}",
+                f"abs(λmin/λmax) of the tail ends larger with SGD than SAM, {told}",
                 tail, tail._replace(method=_SAM),
             ),
         ]  # fmt: skip
@@ -136,11 +136,13 @@ def _causes() -> list[Claim]:
             released, clean,
         ),
         _claim(
-            "redrawing", "Redrawing the images alone raises the ratio of the tail",
+            "redrawing",
+            "Drawing new crops in every product raises the ratio of the tail",
             redrawn, part,
         ),
         _claim(
-            "early norm", "β taken before re-orthogonalisation adds to that",
+            "early norm",
+            "Taking the norm β before re-orthogonalisation raises it further",
             part._replace(modes=("as_published",)), redrawn,
         ),
         _claim(
