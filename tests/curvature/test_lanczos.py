@@ -167,6 +167,43 @@ def test_a_resumed_recurrence_equals_an_uninterrupted_one_bit_for_bit():
     assert half.steps == 17
 
 
+@pytest.mark.parametrize("kind", ["tiny", "clustered", "gaussian"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_recurrence_that_restarts_finds_the_same_ends_with_few_vectors(kind, dtype):
+    values = family(kind, 3)
+    matrix = operator(values).to(dtype)
+    exact = operator(values)
+    few = lanczos(
+        lambda v: matrix @ v, SIZE, 150, basis=12, rtol=1e-4, dtype=dtype,
+        certify=lambda v: exact @ v,
+    )  # fmt: skip
+    for end, truth in (("min", values.min()), ("max", values.max())):
+        bound = getattr(few, f"lambda_{end}_bound")
+        assert abs(getattr(few, f"lambda_{end}") - truth) <= bound
+        assert bound <= 2e-4 * abs(values).max()
+    assert few.steps == 12 < few.products - 2  # the density's, and what it took
+
+
+def test_a_restart_keeps_few_vectors_orthonormal_and_the_first_quadrature():
+    matrix = operator(family("isolated", 1))
+    start = KrylovState(starts(SIZE, 0, 0)[None])
+    plain = advance(start, lambda v: matrix @ v, 12)
+    done = advance(start, lambda v: matrix @ v, 60, basis=12)
+    assert done.steps == 60
+    assert len(done.basis) <= 13
+    eye = torch.eye(len(done.basis), dtype=torch.float64)
+    assert torch.allclose(done.basis @ done.basis.T, eye, atol=1e-12)
+    # what the state says of the operator in its basis is so
+    rows, values = done.rows, done.ritz()[0]
+    assert torch.allclose(torch.linalg.eigvalsh(rows @ matrix @ rows.T), values)
+    assert torch.equal(done.quadrature[0], plain.ritz()[0])
+    half = advance(start, lambda v: matrix @ v, 31, basis=12)
+    again = advance(half, lambda v: matrix @ v, 60, basis=12)
+    assert torch.equal(again.basis, done.basis)
+    with pytest.raises(UsageError, match="basis 7 must be an integer of at least 8"):
+        measured(matrix, 60, basis=7)
+
+
 def test_progress_counts_to_the_end():
     seen = []
     matrix = operator(family("isolated", 0))

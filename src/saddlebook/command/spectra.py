@@ -181,7 +181,7 @@ def _check_drawing() -> None:
         ) from error
 
 
-_NUMERICS = ("steps", "seed", "rtol", "precision")
+_NUMERICS = ("steps", "seed", "rtol", "precision", "basis")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -207,6 +207,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default=100,
         help="most Lanczos steps; memory is steps times parameters",
     )
+    add("--basis", type=int, help="most vectors in memory; fewer than steps: restarts")
     add("--rtol", type=float, default=1e-3, help="stop at this accuracy of both ends")
     add("--seed", type=int, default=0)
     add("--batch-size", type=int, help="images at a time; fewer take less memory")
@@ -259,7 +260,9 @@ def _check(options: argparse.Namespace) -> None:
     """What can be refused before anything is read."""
     runner.check_device(options.device)
     one_of("precision", options.precision, PRECISIONS)
-    for name in ("limit", "image_size", "max_count", "batch_size", "steps", "rtol"):
+    for name in (
+        "limit", "image_size", "max_count", "batch_size", "steps", "rtol", "basis",
+    ):  # fmt: skip
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be above 0")
@@ -324,10 +327,10 @@ def _measured(
     problem = Problem(
         chosen.model, chosen.loss, x, y, options.batch_size, output=output
     )
-    found, product, _ = solve(problem, progress=tick, **settings)
+    found, product, state = solve(problem, progress=tick, **settings)
     return (
         {"class": number, "name": images.class_names[number], "images": len(x)}
-        | {"steps": found.steps}
+        | {"steps": state.steps}
         | found.to_dict()
         | {"loss": rounded(product.value())}
         | {"gradient_norm": rounded(float(product.gradient().double().norm()))}

@@ -298,7 +298,7 @@ LOSSES: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
 _CUT = ("imbalance_factor", "max_count", "image_size")
 _OURS = ("model", "loss", "normalise", *_CUT)  # an export says these itself
 _MOST = 2**34  # bytes of a checkpoint
-_SHARED = ("held_out", "limit", "seed", "rtol", "precision")
+_SHARED = ("held_out", "limit", "seed", "rtol", "precision", "basis")
 
 
 class Subject(NamedTuple):

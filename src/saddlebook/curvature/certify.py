@@ -462,8 +462,8 @@ def with_trace(
         trace, size = exact_trace(product)
         error = _TRACE_ROUNDING * size * torch.finfo(product.dtype).eps
         return replace(result, trace=trace, trace_error=error, trace_method="exact")
-    rows = state.basis[: state.steps]
-    trace, error = deflated_trace(product, rows, state.alpha, seed, _TRACE_PROBES)
+    rows = state.rows
+    trace, error = deflated_trace(product, rows, state.diagonal, seed, _TRACE_PROBES)
     # every α rounds like a product
     error = math.hypot(error, state.steps * result.rounding)
     return replace(result, trace=trace, trace_error=error, trace_method="deflated")

@@ -65,6 +65,7 @@ def spectrum(
     batch_norm: str = "running",
     precision: str = "full",
     output: int | str | None = None,
+    basis: int | None = None,
     progress: Progress | None = None,
 ) -> Spectrum:
     """Spectrum of the Hessian of the mean loss over ``images``.
@@ -89,6 +90,9 @@ def spectrum(
         precision: ``full``, or ``bf16``: products with bfloat16 convolutions, ends
             certified in full precision (saddlebook's ResNets only).
         output: Which of several outputs are the logits: number, key or attribute.
+        basis: Most Lanczos vectors in memory, each as large as the parameters; None
+            keeps one per step. With fewer the recurrence restarts: both ends keep
+            their bounds, and the density is that of ``basis`` steps.
         progress: Called with (steps done, most steps to do).
 
     Raises:
@@ -98,7 +102,7 @@ def spectrum(
     problem = Problem(model, loss, images, labels, batch_size, batch_norm, output)
     return solve(
         problem, steps, probes=probes, seed=seed, rtol=rtol, precision=precision,
-        progress=progress,
+        basis=basis, progress=progress,
     ).spectrum  # fmt: skip
 
 
@@ -111,6 +115,7 @@ def solve(
     seed: int = 0,
     rtol: float | None = None,
     precision: str = "full",
+    basis: int | None = None,
     progress: Progress | None = None,
     released: Callable[[Product, Tensor], KrylovState] | None = None,
 ) -> Solved:
@@ -123,6 +128,7 @@ def solve(
         seed: The same.
         rtol: The same.
         precision: The same.
+        basis: The same.
         progress: The same.
         released: Another recurrence, of the product and the start, whose Ritz values
             are then reported as they are.
@@ -132,7 +138,7 @@ def solve(
     problem = problem._replace(model=bare(problem.model))
     product = best_product(problem, certify.precision(problem.model), inner)
     steps = min(steps, product.size)
-    check(product.size, steps, probes)
+    check(product.size, steps, probes, basis)
     certify.check_fixed(product)
     done: list[Probe] = []
     for probe in reversed(range(probes)):  # the first one's basis serves the trace
@@ -140,7 +146,9 @@ def solve(
         if released:
             state = released(product, start.basis[0])
         else:
-            state = advance(start, product, steps, rtol=rtol, progress=progress)
+            state = advance(
+                start, product, steps, rtol=rtol, basis=basis, progress=progress
+            )
         done.insert(0, distilled(state))
     found = certify.certified(product, done)
     if released:

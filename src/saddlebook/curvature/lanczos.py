@@ -9,14 +9,14 @@ Legend: n size, K steps, P probes.
 References:
     Lanczos 1950; Paige 1972 (loss of orthogonality); Giraud et al. 2005 (twice is
     enough); Parlett 1998, chapters 4 and 13 (bounds); Golub and Meurant 2010, chapter 6
-    (quadrature).
+    (quadrature); Wu and Simon 2000 (thick restarts).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,9 @@ from saddlebook.errors import NumericalError, ResourceError, UsageError
 
 Matvec = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]
+_NONE = torch.empty(0, dtype=torch.float64)
+_FEWEST = 8  # vectors that a restart can do with: two of either end stay
+_COLUMNS = 2**20  # of the basis that are turned at a time
 
 
 @dataclass
@@ -40,45 +43,65 @@ class KrylovState:
             [K + 1, n], or [K, n] when the Krylov space is exhausted.
         alpha: Diagonal of the tridiagonal matrix. [K]
         beta: Norms of the remainders; the last couples to the next step. [K]
+        kept: After a restart, the Ritz values of the first rows and what couples each
+            of them to the row behind. [R], [R]
+        before: Steps before the last restart.
+        quadrature: Nodes, weights and residuals when the first restart came.
     """
 
     basis: Tensor
     alpha: list[float] = field(default_factory=list)
     beta: list[float] = field(default_factory=list)
+    kept: tuple[Tensor, Tensor] = (_NONE, _NONE)
+    before: int = 0
+    quadrature: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def steps(self) -> int:
-        """K, steps done."""
-        return len(self.alpha)
+        """Steps done, each one product."""
+        return self.before + len(self.alpha)
+
+    @property
+    def rows(self) -> Tensor:
+        """The basis without the vector of the next step. [R + K, n]"""
+        return self.basis[: len(self.diagonal)]
+
+    @property
+    def diagonal(self) -> list[float]:
+        """Of the operator in the basis of ``rows``."""
+        return [*self.kept[0].tolist(), *self.alpha]
 
     @property
     def ended(self) -> bool:
         """Whether the Krylov space is exhausted: the Ritz pairs are exact."""
-        return len(self.basis) == self.steps
+        return len(self.basis) == len(self.diagonal)
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ritz values ascending [K], their vectors as columns [K, K], residuals [K].
 
         The residual norm of pair i is β_K·abs(s_Ki) (Parlett 1998, section 13.2).
         """
-        diagonal = torch.tensor(self.alpha, dtype=torch.float64)
+        arrow = len(self.kept[0])
+        matrix = torch.diag(torch.tensor(self.diagonal, dtype=torch.float64))
         off = torch.tensor(self.beta[:-1], dtype=torch.float64)
-        matrix = torch.diag(diagonal) + torch.diag(off, 1) + torch.diag(off, -1)
+        matrix[arrow:, arrow:] += torch.diag(off, 1) + torch.diag(off, -1)
+        matrix[:arrow, arrow] = matrix[arrow, :arrow] = self.kept[1]
         values, vectors = torch.linalg.eigh(matrix)
         last = 0.0 if self.ended else self.beta[-1]
         return values, vectors, last * vectors[-1].abs()
 
     def vector(self, coefficients: Tensor) -> Tensor:
         """Unit vector with these coefficients [K] in the basis. [n], float64."""
-        rows = self.basis[: self.steps]
-        return unit((coefficients.to(rows) @ rows).double())
+        return unit((coefficients.to(self.rows) @ self.rows).double())
 
 
-def check(size: int, steps: int, probes: int = 1) -> None:
-    """Raise UsageError unless 1 ≤ steps ≤ size and probes ≥ 1."""
-    for name, value in (("steps", steps), ("probes", probes)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(f"{name} {value!r} must be an integer of at least 1")
+def check(size: int, steps: int, probes: int = 1, basis: int | None = None) -> None:
+    """Raise UsageError unless 1 ≤ steps ≤ size, probes ≥ 1 and basis ≥ 8."""
+    kept = _FEWEST if basis is None else basis
+    asked = (("steps", steps, 1), ("probes", probes, 1), ("basis", kept, _FEWEST))
+    for name, value, least in asked:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UsageError(f"{name} {value!r} must be an integer of at least {least}")
     if steps > size:
         raise UsageError(
             f"{steps} Lanczos steps in a space of {size} dimensions: at most {size}"
@@ -103,6 +126,7 @@ def advance(
     *,
     rtol: float | None = None,
     reorthogonalise: bool = True,
+    basis: int | None = None,
     progress: Progress | None = None,
 ) -> KrylovState:
     """Continue a recurrence up to ``steps`` steps in all; ``state`` is left alone.
@@ -117,16 +141,24 @@ def advance(
         rtol: See above; None does all steps.
         reorthogonalise: Against the whole basis; False is the textbook recurrence,
             which loses orthogonality and repeats eigenvalues ("ghosts").
+        basis: Most vectors in memory. Where they are full, the Ritz vectors of both
+            ends stay, a quarter each, and the recurrence restarts behind them (Wu and
+            Simon 2000). None keeps one per step.
         progress: Called with (steps done, steps in all).
 
     Raises:
         NumericalError: A product holds NaN or infinity.
     """
-    basis = _room(state.basis, steps + 1)
-    done = KrylovState(basis[: len(state.basis)], list(state.alpha), list(state.beta))
+    most = min(steps, basis or steps)
+    room = _room(state.basis, most + 1)
+    done = replace(
+        state, basis=room[: len(state.basis)], alpha=[*state.alpha], beta=[*state.beta]
+    )
     hits = 0
     while done.steps < steps and not done.ended and hits < 2:
-        _step(done, basis, matvec, reorthogonalise)
+        if len(done.diagonal) == most:
+            _restart(done, room)
+        _step(done, room, matvec, reorthogonalise)
         hits = hits + 1 if rtol is not None and _settled(done, rtol) else 0
         if progress is not None:
             progress(done.steps, steps)
@@ -135,12 +167,12 @@ def advance(
 
 def _step(state: KrylovState, basis: Tensor, matvec: Matvec, full: bool) -> None:
     """One product, one new row of the basis, one alpha and one beta."""
-    k = state.steps
+    k = len(state.diagonal)
     product = matvec(basis[k])
     if not product.isfinite().all():
         raise NumericalError(
-            f"the product of Lanczos step {k + 1} holds NaN or infinity; look for "
-            "them in the weights and the images"
+            f"the product of Lanczos step {state.steps + 1} holds NaN or infinity; "
+            "look for them in the weights and the images"
         )
     rest = product.double()
     scale = float(rest.norm())
@@ -155,6 +187,21 @@ def _step(state: KrylovState, basis: Tensor, matvec: Matvec, full: bool) -> None
     if state.beta[-1] > 10 * torch.finfo(basis.dtype).eps * largest:
         basis[k + 1] = rest / state.beta[-1]
         state.basis = basis[: k + 2]
+
+
+def _restart(state: KrylovState, basis: Tensor) -> None:
+    """Keep the outermost Ritz vectors in the first rows, and the next step's vector."""
+    values, vectors, residuals = state.ritz()
+    count, share = len(values), len(values) // 4
+    state.quadrature = state.quadrature or (values, vectors[0] ** 2, residuals)
+    ends = [*range(share), *range(count - share, count)]
+    chosen = vectors[:, ends].T.to(basis)
+    for part in basis[: count + 1].split(_COLUMNS, dim=1):
+        part[: len(ends)] = chosen @ part[:count]
+        part[len(ends)] = part[count]
+    state.kept = values[ends], state.beta[-1] * vectors[-1, ends]
+    state.before, state.alpha, state.beta = state.steps, [], []
+    state.basis = basis[: len(ends) + 1]
 
 
 def project(rows: Tensor, vector: Tensor) -> Tensor:
@@ -187,8 +234,8 @@ def _room(rows: Tensor, count: int) -> Tensor:
     except (MemoryError, RuntimeError) as error:
         raise ResourceError(
             f"{count - 1} Lanczos steps keep as many vectors of {size:,} parameters: "
-            f"{need / 2**30:.1f} GiB of memory are not there; take fewer steps, or "
-            "freeze parameters"
+            f"{need / 2**30:.1f} GiB of memory are not there; keep fewer (basis=24, "
+            "--basis 24), take fewer steps, or freeze parameters"
         ) from error
     room[: len(rows)] = rows
     return room
@@ -229,6 +276,7 @@ def lanczos(
     seed: int = 0,
     rtol: float | None = None,
     reorthogonalise: bool = True,
+    basis: int | None = None,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     certify: Matvec | None = None,
@@ -244,6 +292,8 @@ def lanczos(
         seed: Of the starts: signs made on the CPU, the same for every device.
         rtol: Stop a probe when both ends have this estimated relative accuracy.
         reorthogonalise: False shows what goes wrong without (see ``advance``).
+        basis: Most vectors in memory, at least 8; the quadrature is then that of as
+            many steps. None keeps one per step.
         dtype: Of the basis and of what ``matvec`` gets; sums are float64 anyway.
         device: Of the same.
         certify: The operator in float64, for the bounds; None takes ``matvec``.
@@ -257,7 +307,7 @@ def lanczos(
         UsageError: Steps outside 1..n, or probes below 1.
         NumericalError: A product holds NaN or infinity.
     """
-    check(size, steps, probes)
+    check(size, steps, probes, basis)
     done = []
     for probe in range(probes):
         start = KrylovState(starts(size, seed, probe).to(device, dtype)[None])
@@ -268,6 +318,7 @@ def lanczos(
             steps,
             rtol=rtol,
             reorthogonalise=reorthogonalise,
+            basis=basis,
             progress=tick,
         )
         done.append(distilled(state))
@@ -294,13 +345,16 @@ class Probe(NamedTuple):
     bottom: Tensor  # unit Ritz vector of the lowest node. [n]
     top: Tensor  # the same of the highest. [n]
     first: float  # v'Hv of the start
+    steps: int  # products
 
 
 def distilled(state: KrylovState) -> Probe:
     """Quadrature and the two outermost Ritz vectors of a recurrence."""
     values, vectors, residuals = state.ritz()
     ends = state.vector(vectors[:, 0]), state.vector(vectors[:, -1])
-    return Probe(values, vectors[0] ** 2, residuals, *ends, state.alpha[0])
+    found = state.quadrature or (values, vectors[0] ** 2, residuals)
+    first = float(found[0] @ found[1]) if state.quadrature else state.alpha[0]
+    return Probe(*found, *ends, first, state.steps)
 
 
 def to_spectrum(probes: Sequence[Probe], matvec: Matvec, rounding: float) -> Spectrum:
@@ -331,7 +385,7 @@ def to_spectrum(probes: Sequence[Probe], matvec: Matvec, rounding: float) -> Spe
         trace=trace,
         trace_error=error,
         trace_method="probes",
-        products=sum(len(probe.nodes) for probe in probes) + 2,
+        products=sum(probe.steps for probe in probes) + 2,
         symmetry=skew / scale if scale else 0.0,
         vector_min=bottom.vector,
         vector_max=top.vector,
