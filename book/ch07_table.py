@@ -15,6 +15,7 @@ train = False
 seeds = ""
 precision = ""
 workers = 1
+dataset = ""
 
 # %% tags=["remove-input"]
 import numpy as np

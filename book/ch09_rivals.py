@@ -14,6 +14,7 @@ train = False
 seeds = ""
 precision = ""
 workers = 1
+dataset = ""
 
 # %% tags=["remove-input"]
 import numpy as np

@@ -78,10 +78,12 @@ def lacking(
     path: Path, missing: Sequence[Experiment], there: int, study: str = "STUDY"
 ) -> str:
     """One line: which records a folder lacks, and the command that makes them."""
+    first = missing[0]
+    own = f" --dataset {first.dataset}" if first.is_own else ""
     return (
         f"{path} lacks {len(missing)} of {len(missing) + there} records, first "
-        f"{missing[0].slug}; run: python -m saddlebook run {study} "
-        f"--scale {missing[0].scale}"
+        f"{first.slug}; run: python -m saddlebook run {study} "
+        f"--scale {first.scale}{own}"
     )
 
 

@@ -44,6 +44,10 @@ _PGD: dict[str, Any] = {"optimizer": "pgd", "noise": 1.0}
 _LPF: dict[str, Any] = {"optimizer": "lpf", "noise": 8e-3}
 _SEEDS = (*SEEDS, *FRESH_SEEDS, *TUNING_SEEDS)
 _FULL: dict[str, Any] = {"precision": "bf16", "test_every": 5}
+_OF_IMAGES = (
+    "dataset", "imbalance", "imbalance_factor", "max_count", "classes",
+    "images_digest",
+)  # fmt: skip
 
 
 def _bases(dataset: str) -> dict[str, dict[str, Any]]:
@@ -283,15 +287,28 @@ def named(
     study = STUDIES[one_of("study", name, STUDIES)]
     full = study(seeds=seeds) if seeds is not None else study()
     if dataset:
-        as_is: dict[str, Any] = {"imbalance": "as_is", "max_count": None}
-        as_is["imbalance_factor"] = Experiment.imbalance_factor
-        full = [replace(e, dataset=dataset, **as_is) for e in full]
+        full = [on_images(e, dataset) for e in full]
     return list(dict.fromkeys(at_scale(e, scale) for e in full))
 
 
-def command(study: str, scale: str) -> str:
+def on_images(experiment: Experiment, dataset: str) -> Experiment:
+    """A study's ``full`` experiment on your own images, with their counts as is."""
+    plain = Experiment(dataset=dataset, imbalance="as_is")
+    return replace(experiment, **{name: getattr(plain, name) for name in _OF_IMAGES})
+
+
+def in_study(experiment: Experiment) -> Experiment:
+    """The study's own experiment that one on your own images repeats; back again."""
+    if not experiment.is_own:
+        return experiment
+    plain = at_scale(Experiment(), experiment.scale)
+    return replace(experiment, **{name: getattr(plain, name) for name in _OF_IMAGES})
+
+
+def command(study: str, scale: str, dataset: str = "") -> str:
     """The command that makes the records of a study."""
-    return f"python -m saddlebook run {study} --scale {scale}"
+    own = f" --dataset {dataset}" if dataset else ""
+    return f"python -m saddlebook run {study} --scale {scale}{own}"
 
 
 def commands(experiments: Sequence[Experiment]) -> list[str]:
@@ -347,5 +364,10 @@ def check_values(given: Mapping[str, Any]) -> None:
             one_of("precision", value, PRECISIONS)
         elif name == "seeds":
             chosen_seeds(value)
+        elif name == "dataset" and value and not Experiment(dataset=value).is_own:
+            raise UsageError(
+                f"dataset {value!r}: a page has its own data set; give folder:NAME to "
+                "make it of your own images"
+            )
         elif name == "workers" and value < 1:
             raise UsageError(f"workers {value} must be at least 1")

@@ -112,6 +112,7 @@ def test_missing_records_name_the_command(chapter):
         ({"seeds": True}, "must be a str"),
         ({"train": "yes"}, "must be a bool"),
         ({"workers": 0}, "at least 1"),
+        ({"dataset": "folder:mine"}, "unknown parameter 'dataset'"),
         ({"workers": "2"}, "must be a int"),
         ({"rho = 1\nimport os": 1}, "unknown parameter"),
         ({"__class__": 1}, "unknown parameter"),
@@ -122,6 +123,12 @@ def test_bad_parameters_are_refused_before_a_kernel_starts(chapter, given, messa
     with pytest.raises(UsageError, match=message):
         chapters.execute(path, path.parent / "out.ipynb", given, root=path.parent)
     assert not (path.parent / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("value", ["cifar100", "folder:../mine", "folder:", "mine", 1])
+def test_a_page_takes_no_other_images_than_a_folder_of_ones_own(value):
+    with pytest.raises(UsageError, match=r"folder:NAME|must be a str|unknown dataset"):
+        chapters.check_parameters('dataset = ""', {"dataset": value})
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,22 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from saddlebook.book import chapters
+from saddlebook import data, runner, studies
+from saddlebook.book import Page, chapters, gather
 from saddlebook.book.chapters import PARAMETERS as DEFAULTS
 from saddlebook.book.page import SMOKE
+from saddlebook.errors import UsageError
+from saddlebook.findings import claims, hypotheses
 from saddlebook.store import Store
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "book").glob("*.py"))
 TEXTS = sorted((ROOT / "book").glob("*.md"))
 IMPORTS = {"saddlebook", "matplotlib", "numpy", "pandas", "torch"}
-PARAMETERS = "\n".join(f"{name} = {value!r}" for name, value in DEFAULTS.items())
+LINES = [f"{name} = {value!r}" for name, value in DEFAULTS.items()]
+PARAMETERS = "\n".join(line for line in LINES if not line.startswith("dataset"))
+# Chapters whose runs can be made on a user's images; the others refuse the parameter
+ON_IMAGES = {"ch07_table", "ch08_rho", "ch09_rivals", "ch10_what_explains_the_gain"}
 TAGS = {"parameters", "remove-cell", "hide-input", "remove-input"}
 
 every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
@@ -48,7 +54,8 @@ def test_a_chapter_starts_with_title_and_parameters_and_ends_with_its_footer(pat
     first, parameters, *_ = chapters.read(path).cells
     assert first.source.startswith("# ")
     assert tags(parameters) == {"parameters", "remove-cell"}
-    assert parameters.source.replace('"', "'") == PARAMETERS
+    given = "\n".join(LINES) if path.stem in ON_IMAGES else PARAMETERS
+    assert parameters.source.replace('"', "'") == given
     last = chapters.read(path).cells[-1]
     assert last.source == "page.footer()"
     assert tags(last) == {"remove-input"}
@@ -204,6 +211,45 @@ def test_papermill_on_a_chapter_fails_loudly_on_a_wrong_parameter(
     )
     assert done.returncode != 0
     assert message in done.stderr + done.stdout
+
+
+@pytest.mark.book
+def test_the_main_table_is_made_of_a_users_images(tmp_path):
+    digits = data.load("digits")
+    few = data.long_tail(digits, range(100, 20, -8))
+    data.to_folders(few, tmp_path / "mine")
+    chapters.export(ROOT / "book/ch07_table.py", tmp_path / "in.ipynb")
+    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb"]
+    command += ["-p", "scale", "quick", "-p", "seeds", "0", "-p", "results", "made"]
+    command += ["-p", "dataset", "folder:mine", "-p", "data", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = Store(tmp_path / "made" / "quick").verify()
+    assert {(r.experiment.dataset, r.experiment.imbalance) for r in records} == {
+        ("folder:mine", "as_is")
+    }
+    shown = (tmp_path / "out.ipynb").read_text()
+    assert "10 classes, 640 training and 340 test images" in shown
+    gains = claims.judge(hypotheses.main_table(), records, "quick")
+    assert gains["n"].tolist() == [1] * 12  # every comparison found its pair of runs
+    for method in {r.experiment.method for r in records}:
+        assert method in shown
+    assert claims.signed(gains["difference"][3], 1) in shown
+
+
+def test_records_of_own_images_are_no_data_of_the_book(tmp_path):
+    data.to_folders(data.load("digits"), tmp_path / "mine")
+    few = [e for e in studies.named("control", "quick", (0,), "folder:mine")][:1]
+    runner.run_all(few, data_root=tmp_path, results=tmp_path, work=tmp_path / "work")
+    (tmp_path / "quick").rename(tmp_path / "lite")
+    given = {"results": str(tmp_path), "data": str(tmp_path)}
+    plain, own = (
+        Page("ch07_table", given | more) for more in ({}, {"dataset": "folder:mine"})
+    )
+    assert gather.every(plain, "lite") == []
+    assert [r.experiment.dataset for r in gather.every(own, "lite")] == ["folder:mine"]
+    with pytest.raises(UsageError, match="--scale lite --dataset folder:mine"):
+        own.records("control")
 
 
 @pytest.mark.book

@@ -27,10 +27,11 @@ from saddlebook.errors import SaddlebookError, UsageError, VerifyError, one_of
 from saddlebook.experiment import SCALES
 from saddlebook.studies import check_values
 
-# Of every chapter, with their defaults, which set the types
+# Of every chapter, with their defaults, which set the types; ``dataset`` only of those
+# whose runs can be made on own images
 PARAMETERS: dict[str, Any] = {
     "scale": "lite", "device": "cpu", "results": "results", "data": "", "train": False,
-    "seeds": "", "precision": "", "workers": 1,
+    "seeds": "", "precision": "", "workers": 1, "dataset": "",
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def gather(
     if page.scale == "quick":
         return {name: _smoke(page, studies.named(name)) for name in names}
     found = page.found({name: studies.named(name) for name in names}, scale)
-    _tell(found)
+    _tell(found, page.dataset)
     page.show_records([r for some in found.values() for r in some.records])
     return {name: some.records for name, some in found.items()}
 
@@ -64,10 +64,13 @@ def with_spectra(page: Page) -> list[Record]:
 def every(
     page: Page, scale: str, choose: Callable[[list[Record]], list[Record]] = list
 ) -> list[Record]:
-    """Records of one scale and reported seeds, or some of them; none at ``quick``."""
+    """Records of one scale and reported seeds, or some of them; none at ``quick``.
+
+    Of the page's own images, or of all data sets that are not someone's own.
+    """
     if page.scale == "quick":
         return []
-    there = Store(page.results / scale).records()
+    there = [r for r in Store(page.results / scale).records() if page.is_of(r)]
     reported = [r for r in there if r.experiment.seed in studies.SEEDS]
     found = choose(reported)
     page.cite(found)
@@ -81,7 +84,7 @@ def verdicts(page: Page, *families: Family) -> pd.DataFrame:
     """
     parts = []
     for family in families:
-        runs = readme.present(family, page.scale, page.results)
+        runs = readme.present(family, page.scale, page.results, page.on)
         page.cite(runs)
         parts.append(claims.judge(family, runs, page.scale))
     return pd.concat(parts, ignore_index=True)
@@ -93,12 +96,12 @@ def _smoke(page: Page, experiments: Sequence[Experiment]) -> list[Record]:
     return page.records(chosen) if chosen else []
 
 
-def _tell(found: Mapping[str, Found]) -> None:
+def _tell(found: Mapping[str, Found], dataset: str) -> None:
     from IPython.display import display
 
     parts = [
         f"- {len(records)} of {len(records) + len(missing)} runs of `{name}` are here; "
-        f"the rest: `{studies.command(name, scale)}`"
+        f"the rest: `{studies.command(name, scale, dataset)}`"
         for name, (scale, records, missing) in found.items()
         if missing
     ]
@@ -123,7 +126,7 @@ def make(
     Args:
         experiments: Without a record, of one scale.
         results: Folder of stores.
-        data_root: Folder with CIFAR; None: the cache folder.
+        data_root: Folder with the images; None: the cache folder.
         device: As ``workers.devices`` takes it.
         workers: Processes on the CPU.
 

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,10 @@ from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import claims
 from saddlebook.findings.claims import typeset
 from saddlebook.store import RESULTS, Found, find_records, lacking
-from saddlebook.studies import chosen_seeds
+from saddlebook.studies import chosen_seeds, on_images
 
 if TYPE_CHECKING:
+    from saddlebook.data import Dataset
     from saddlebook.findings.readme import Card
     from saddlebook.record import Record
 
@@ -58,7 +60,8 @@ class Page:
             else the cache folder; ``train``: make what is missing at ``scale``;
             ``seeds`` such as ``0,1``: only these, of studies that have them;
             ``precision`` instead of the scale's own; ``workers``: processes that train
-            side by side on the CPU.
+            side by side on the CPU; ``dataset``: ``folder:NAME`` makes the page of your
+            own images, in the folder NAME of ``data``.
 
     Raises:
         UsageError: A parameter that there is not, or of another type, or a value that
@@ -82,9 +85,45 @@ class Page:
         )
         self.seeds = chosen_seeds(p["seeds"])
         self.data = p["data"] or os.environ.get("SADDLEBOOK_DATA") or None
+        self.dataset = p["dataset"]
         self._shown: dict[Experiment, Record] = {}
         if self.scale == "quick":
             _show(f'<p class="sb-banner" role="note">{SMOKE}</p>', SMOKE)
+        if self.dataset:
+            note = self._told_images()
+            _show(f'<p class="sb-banner" role="note">{html.escape(note)}</p>', note)
+
+    @cached_property
+    def _images(self) -> Dataset:
+        from saddlebook import data
+
+        return data.load(self.dataset, self.data)
+
+    def _told_images(self) -> str:
+        images = self._images
+        of = f"{len(images.train_images)} training and {len(images.test_images)} test"
+        return (
+            f"made of your own images: {self.dataset}, {images.num_classes} classes, "
+            f"{of} images. Tables, figures and verdicts are of these; the text and the "
+            "paper's numbers are of CIFAR-10-LT"
+        )
+
+    def on(self, experiments: Sequence[Experiment]) -> list[Experiment]:
+        """Experiments at full scale, on the page's own images where it has some."""
+        if not self.dataset:
+            return list(experiments)
+        from saddlebook import data
+
+        own = (on_images(exp, self.dataset) for exp in experiments)
+        return list(dict.fromkeys(data.counted(exp, self._images) for exp in own))
+
+    def is_of(self, record: Record) -> bool:
+        """Whether a record is of the page's images."""
+        exp = record.experiment
+        if not self.dataset:
+            return not exp.is_own
+        named = (exp.dataset, exp.images_digest)
+        return named == (self.dataset, self._images.digest[:16])
 
     def source(self, thing: Any, *, docstring: bool = False) -> None:
         """Show the library's own source of ``thing``, so text and code cannot drift."""
@@ -145,7 +184,7 @@ class Page:
         def look() -> dict[str, Found]:
             return {
                 name: find_records(
-                    self._of_seeds(group), self.results, where, self.precision
+                    self.on(self._of_seeds(group)), self.results, where, self.precision
                 )
                 for name, group in groups.items()
             }
@@ -182,7 +221,8 @@ class Page:
         # Networks of this size train many times faster on one thread than on all
         torch.set_num_threads(1)
         seeds = self.seeds or sorted({exp.seed for exp in experiments})[:3]
-        chosen = [at_scale(exp, "quick") for exp in experiments if exp.seed in seeds]
+        full = self.on([exp for exp in experiments if exp.seed in seeds])
+        chosen = [at_scale(exp, "quick") for exp in full]
         give_up = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -191,6 +231,7 @@ class Page:
                     results=self.results,
                     work=self.results / "quick" / "work",
                     device=self.device,
+                    data_root=self.data,
                 )
             except LockedError:  # another chapter has one in hand
                 if time.monotonic() > give_up:

@@ -77,9 +77,10 @@ P = tuple[float, float]  # of keeping all bounds, and of breaking one
 
 
 class Runs(dict[Experiment, Record]):
-    """Records by experiment, with and without what was measured in them.
+    """Records by the studies' experiment, with and without what was measured in them.
 
-    Of one training measured twice, the run without spectra counts for accuracy.
+    Of one training measured twice, the run without spectra counts for accuracy. A run
+    on own images stands where the study's own would: give runs on one dataset.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -87,7 +88,8 @@ class Runs(dict[Experiment, Record]):
         for record in sorted(
             records, key=lambda r: (not r.experiment.spectra_at, r.key)
         ):
-            self[record.experiment.training] = self[record.experiment] = record
+            experiment = studies.in_study(record.experiment)
+            self[experiment.training] = self[experiment] = record
 
     @cached_property
     def spectra(self) -> pd.DataFrame:

@@ -8,7 +8,7 @@ and the judges of claims, which every page calls too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +27,7 @@ from saddlebook.findings.claims import Contrast, Runs, by_seed
 from saddlebook.store import RESULTS, Store, find_records
 
 if TYPE_CHECKING:
+    from saddlebook.experiment import Experiment
     from saddlebook.findings.claims import Family
     from saddlebook.record import Record
 
@@ -60,10 +61,16 @@ class Finding(NamedTuple):
 
 
 def present(
-    family: Family, scale: str = "lite", results: str | Path = RESULTS
+    family: Family,
+    scale: str = "lite",
+    results: str | Path = RESULTS,
+    on: Callable[[list[Experiment]], list[Experiment]] = list,
 ) -> list[Record]:
-    """Records of a family that are there, in the paper's setting and at ``scale``."""
-    wanted = family.experiments("full")
+    """Records of a family that are there, in the paper's setting and at ``scale``.
+
+    ``on`` puts the experiments on other images.
+    """
+    wanted = on(family.experiments("full"))
     scales = dict.fromkeys(("full", scale)) if scale != "quick" else [scale]
     return [r for name in scales for r in find_records(wanted, results, name).records]
 
@@ -101,7 +108,8 @@ def _finding(row: Any) -> Finding:
 
 def _full_scale(results: Path) -> Iterator[Finding]:
     """Accuracy, and the ratio of the tail, in the paper's own setting, of few runs."""
-    runs = report.once(Store(results / "full").records())
+    there = [r for r in Store(results / "full").records() if not r.experiment.is_own]
+    runs = report.once(there)
     if not runs:
         return
     means = report.by_method(runs)
@@ -124,7 +132,7 @@ def _full_scale(results: Path) -> Iterator[Finding]:
         told = " and ".join(map(report.plus_minus, _rows(rows)))
         name = f"Full scale, {method} (not in the paper): overall and tail accuracy"
         yield Finding(name, "", f"{told}, {_runs(rows)}", "")
-    yield from _ratios(Store(results / "full").records())
+    yield from _ratios(there)
 
 
 def _rows(table: pd.DataFrame) -> list[Any]:

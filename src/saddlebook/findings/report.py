@@ -20,6 +20,7 @@ import pandas as pd
 from saddlebook import data
 from saddlebook.data import sources
 from saddlebook.errors import UsageError, one_of
+from saddlebook.experiment import OWN
 from saddlebook.findings import inference
 from saddlebook.findings.inference import Sample, Verdict
 from saddlebook.store import RESULTS
@@ -301,7 +302,7 @@ def common_scale(ours: pd.DataFrame, printed: pd.DataFrame) -> str:
     """The scale of all runs, after a check that the paper's numbers belong to them.
 
     Below ``full`` scale the paper's numbers are another setting's, and may be another
-    dataset's.
+    dataset's; beside own images they are that at any scale, which is then named so.
 
     Raises:
         UsageError: See ``cells``.
@@ -311,6 +312,8 @@ def common_scale(ours: pd.DataFrame, printed: pd.DataFrame) -> str:
             names = _distinct(table[column])
             raise UsageError(f"one {column} at a time, not {names}; take some rows")
     scale, ours_of = (str(ours[column].iloc[0]) for column in ("scale", "dataset"))
+    if ours_of.startswith(OWN):
+        return f"{scale}, own images"
     if scale == "full" and ours_of != printed["dataset"].iloc[0]:
         raise UsageError(f"the paper's numbers given are not of {ours_of}")
     return scale
