@@ -166,7 +166,7 @@ page.table(
 first = {r.experiment.method: r for r in reversed(runs)}
 if first:
     pair = list(first.values())
-    display(sb.widgets.record_browser(pair, nodes=False))  # noqa: F821
+    display(sb.widgets.record_browser(pair))  # noqa: F821
 
 # %% [markdown]
 # ## What chapter 3 predicted

@@ -249,7 +249,7 @@ def test_a_browser_refuses_none_mixed_and_too_many_records() -> None:
         widgets.record_browser([])
     with pytest.raises(UsageError, match="one dataset and scale"):
         widgets.record_browser([made_up(0.5), made_up(0.5, scale="lite")])
-    with pytest.raises(UsageError, match="nodes=False"):
+    with pytest.raises(UsageError, match="fewer records"):
         widgets.record_browser([made_up(0.5)] * 250)
 
 

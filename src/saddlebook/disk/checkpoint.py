@@ -95,12 +95,3 @@ def _array(member: bytes) -> NDArray[Any]:
     shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
     flat = np.frombuffer(member, dtype, offset=file.tell())
     return flat.reshape(shape, order="F" if by_column else "C")
-
-
-def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same for transport: filters and matrices in half precision.
-
-    Vectors, batch-norm statistics among them, stay as they are: they are few and small
-    numbers.
-    """
-    return {name: t.half() if t.ndim > 1 else t for name, t in tensors.items()}

@@ -89,17 +89,6 @@ function extremes(view, state) {
     found.map((s) => [bar(s, "lambda_min", "sb-sam"), bar(s, "lambda_max", "sb-sgd")]));
 }
 
-function stems(view, state) {
-  const { nodes = [], weights = [] } = spectrum(chosen(state), state) || {};
-  const low = view.y.domain[0];
-  const stem = (node, weight) => line(view, [[node, low], [node, Math.max(weight, low)]],
-    `${node < 0 ? "sb-sam" : "sb-sgd"} sb-bar`);
-  const middle = (view.x.domain[0] + view.x.domain[1]) / 2;
-  view.draw(upright(view, 0, "sb-here"),
-    nodes.map((row, p) => row.map((node, i) => stem(node, weights[p][i] / nodes.length))),
-    nodes.length ? [] : note(view, middle, 1e-3, "not measured here", { "text-anchor": "middle" }));
-}
-
 // A domain with room around the values of all records, so that pictures compare.
 function around(values) {
   const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
@@ -121,9 +110,6 @@ function build(records) {
       ["class, most images first", [-0.05 * size, 1.02 * size]], ["%", percents]),
     spectra.length &&
       made(extremes, "λmin and λmax of this class's loss", ["epoch", time], ["eigenvalue", all]),
-    spectra.some((s) => s.nodes) &&
-      made(stems, "Spectrum: Ritz values and weights", ["eigenvalue", all],
-        ["weight", [1e-6, 2]], "log"),
   ].filter(Boolean);
 }
 

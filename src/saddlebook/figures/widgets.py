@@ -201,12 +201,11 @@ def saddle_explorer(
     return Widget(("plot.js", "theory.js", "saddle.js"), state, text)
 
 
-def record_browser(records: Sequence[Record], *, nodes: bool = True) -> Widget:
+def record_browser(records: Sequence[Record]) -> Widget:
     """Stored runs to look into: method, radius, seed, class and epoch; only measured.
 
     Args:
         records: At least one; one dataset and one scale.
-        nodes: Whether to carry the spectra's quadrature, for the stem picture.
 
     Raises:
         UsageError: No records, records of several datasets, or more than a page bears.
@@ -217,12 +216,12 @@ def record_browser(records: Sequence[Record], *, nodes: bool = True) -> Widget:
             f"a browser shows records of one dataset and scale, not {sorted(kinds)}; "
             "read them with page.records(study)"
         )
-    rows = [_row(record, nodes) for record in records]
+    rows = [_row(record) for record in records]
     size = len(_compact(rows))
     if size > MAX_STATE:
         raise UsageError(
             f"{size / 1000:.0f} kB of records, a page bears {MAX_STATE / 1000:.0f}: "
-            "pass fewer records, or nodes=False"
+            "pass fewer records"
         )
     first = rows[0]
     state = {
@@ -238,7 +237,7 @@ def record_browser(records: Sequence[Record], *, nodes: bool = True) -> Widget:
     return Widget(("plot.js", "records.js"), state, text)
 
 
-def _row(record: Record, nodes: bool) -> dict[str, Any]:
+def _row(record: Record) -> dict[str, Any]:
     """What the browser shows of a record."""
     exp = record.experiment
     curves = ("epoch", "accuracy", "head", "mid", "tail")
@@ -253,11 +252,7 @@ def _row(record: Record, nodes: bool) -> dict[str, Any]:
         "classes": record.per_class["last_accuracy"],
         "curves": {n: [round(x, 2) for x in record.curves[n]] for n in curves},
         "spectra": [
-            {
-                name: _short(value)
-                for name, value in spectrum.items()
-                if name in _SPECTRUM or (nodes and name in ("nodes", "weights"))
-            }
+            {name: _short(spectrum[name]) for name in _SPECTRUM if name in spectrum}
             for spectrum in record.spectra
         ],
     }
@@ -265,6 +260,4 @@ def _row(record: Record, nodes: bool) -> dict[str, Any]:
 
 def _short(value: Any) -> Any:
     """Floats at 4 significant digits, more than a picture shows."""
-    if isinstance(value, list):
-        return [_short(item) for item in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value

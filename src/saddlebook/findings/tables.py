@@ -19,11 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from saddlebook import studies
 from saddlebook.curvature.published import MODES
-from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.data import class_groups
 from saddlebook.experiment import Experiment
 
@@ -143,21 +141,6 @@ def pick(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 def label(table: pd.DataFrame, one: int) -> int:
     """Class number; negative ones count from the rarest."""
     return one % (int(table["classes"].iloc[0]) if len(table) else 10)
-
-
-def rebuilt(item: Mapping[str, Any]) -> Spectrum:
-    """The stored spectrum with its nodes, for densities; its vectors are not kept."""
-    values: dict[str, Any] = {
-        name: torch.tensor(item[name], dtype=torch.float64)
-        for name in ("nodes", "weights", "residuals")
-    }
-    names = (
-        "size", "lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound",
-        "trace", "trace_error", "trace_method", "products", "symmetry",
-    )  # fmt: skip
-    none = torch.empty(0)
-    values |= {name: item[name] for name in names}
-    return Spectrum(**values, vector_min=none, vector_max=none)
 
 
 def causes(table: pd.DataFrame) -> pd.DataFrame:

@@ -169,26 +169,6 @@ def noisy_radius(sigma: ArrayLike, lambda_min: ArrayLike, dim: int = 2) -> Any:
     return finite("sigma", sigma, 0) * math.sqrt(2) * ratio / (1 - 1 / dim) / lam
 
 
-def expected_square(
-    steps: ArrayLike,
-    start: float,
-    step_size: float,
-    lambda_min: float,
-    sigma: float,
-    rho: float = 0.0,
-) -> Any:
-    """E y_t² of plain SAM without momentum on a quadratic; ρ = 0 is SGD.
-
-    y_{t+1} = m·y_t − η·c·σ·ξ with c = 1 + ρλ and m = 1 − η·λ·c, so that
-    E y_t² = m^{2t}·y_0² + (η·c·σ)²·(m^{2t} − 1)/(m² − 1).
-    """
-    c = drift_factor(rho, lambda_min)
-    square = (1 - finite("step_size", step_size, 0) * lambda_min * c) ** 2
-    grown = square ** finite("steps", steps, 0)
-    summed = steps if square == 1 else (grown - 1) / (square - 1)
-    return grown * start**2 + (step_size * c * sigma) ** 2 * summed
-
-
 def roots(k: ArrayLike, momentum: ArrayLike = 0.0) -> tuple[Any, Any]:
     """Both multipliers of y_{t+1} = y_t + β(y_t − y_{t−1}) + k·y_t, larger one first.
 
@@ -264,12 +244,6 @@ def attracting_radius(
     if normalised:
         return np.where(lam < 0, rho, 0.0)
     return np.where(rho * -lam > 1, np.inf, 0.0)
-
-
-def attracting_grad_norm(rho: ArrayLike, lambda_min: ArrayLike) -> Any:
-    """‖g‖ below which normalised SAM is drawn to the saddle: ρ·|λ| (for λ < 0)."""
-    rho, lam = finite("rho", rho, 0), finite("lambda_min", lambda_min)
-    return rho * np.maximum(-lam, 0)
 
 
 def overshoot_threshold(momentum: ArrayLike = 0.0) -> Any:
