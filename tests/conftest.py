@@ -1,6 +1,5 @@
 """What every test shares: one thread, derandomised properties, CIFAR where it is."""
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -9,11 +8,11 @@ import hypothesis
 import pytest
 import torch
 from playwright.sync_api import sync_playwright
+from visits import PATIENT, alone, served
 
 from saddlebook import book
 
 torch.set_num_threads(1)
-PATIENT = 120_000  # milliseconds; a busy machine is no failure
 # Root has no sandbox; no name resolves, so nothing outside can be reached
 CHROMIUM = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking",
@@ -57,13 +56,18 @@ def everyones(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def site(everyones) -> Path:
     """The book as ``make book`` builds it, built by the first worker that asks."""
-    root, built = Path(__file__).parents[1], everyones / "site.built"
-    with open(everyones / "site.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not built.exists():
+    root = Path(__file__).parents[1]
+    with alone(everyones, "site") as first:
+        if first:
             book.build(root)
-            built.touch()
     return root / "_build/html"
+
+
+@pytest.fixture(scope="session")
+def server(site):
+    """The address of the same pages from a server."""
+    with served(site) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
