@@ -26,6 +26,7 @@ from saddlebook.train.run import Task, objective, prepare
 
 Progress = Callable[[int, int, str], None]  # done, in all, what is under way
 _STEPS = 100  # as published; the corrected modes stop at the accuracy below
+_QUICK_STEPS = 25  # enough to show the machinery
 _RTOL = 0.01
 
 
@@ -119,7 +120,7 @@ def class_items(
     for number, (item, size) in enumerate(zip(left, sizes, strict=True)):
         told = f"{len(wanted) - len(left) + number} of {len(wanted)} spectra"
         tick = _ticking(progress, halted, item, (before, size, sum(sizes)), told)
-        tick(0, _STEPS)
+        tick(0, 1)
         model = load_model(experiment, weights[item["epoch"]], device)
         result = _measured(experiment, task, held_out, model, item, tick)
         found[_name(item)] = result | {"origin": origins[item["epoch"]]}
@@ -158,7 +159,11 @@ def _size(experiment: Experiment, task: Task, item: Mapping[str, Any]) -> int:
     count = min(count, item["limit"] or count)
     if MODES[item["of"]].images == "all":
         count *= 2 * (2 * padding(experiment.image_size) + 1) ** 2
-    return round(count * _STEPS * _share(item))
+    return round(count * _steps(experiment) * _share(item))
+
+
+def _steps(experiment: Experiment) -> int:
+    return _QUICK_STEPS if experiment.scale == "quick" else _STEPS
 
 
 def _share(item: Mapping[str, Any]) -> float:
@@ -221,7 +226,7 @@ def _measured(
         item["of"],
         class_=item["class"],
         epoch=item["epoch"],
-        steps=_STEPS,
+        steps=_steps(experiment),
         rtol=_RTOL,
         seed=item["seed"],
         limit=item["limit"],
