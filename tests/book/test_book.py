@@ -94,7 +94,8 @@ def test_a_chapter_without_footer_fails_although_every_cell_ran(chapter):
 def test_missing_records_name_the_command(chapter):
     path = chapter('records = page.records("table1_cifar100")')
     with pytest.raises(
-        VerifyError, match=r"run table1_cifar100 --scale lite.*train=True"
+        VerifyError,
+        match=r"lacks 40 of 40.*run table1_cifar100 --scale lite.*train=T",
     ):
         run(path)
 
