@@ -117,9 +117,7 @@ def _full_scale(results: Path) -> Iterator[Finding]:
     printed = cells[cells["n"] > 0].groupby("method", sort=False)
     for method, some in printed:
         rows = some.set_index("group").loc[list(report.MARGINS)]
-        words = [
-            f"{row['word']}: {row['reason']}".strip(": ") for _, row in rows.iterrows()
-        ]
+        words = [f"{r['word']}: {r['reason']}".strip(": ") for r in _rows(rows)]
         yield Finding(
             f"Full scale, {method}: {' and '.join(rows.index)} accuracy",
             " and ".join(f"{value:.1f}" for value in rows["paper"]),
