@@ -2,10 +2,10 @@
 
 import random
 
-from saddlebook import data
+from records import grouped
+
 from saddlebook.experiment import at_scale
 from saddlebook.findings import hypotheses
-from saddlebook.record import _PROVENANCE, Record
 
 NOISE = 0.3  # points, spread of made-up runs
 FAMILY = {claim.name: claim for claim in hypotheses.five().claims}
@@ -14,22 +14,7 @@ FAMILY = {claim.name: claim for claim in hypotheses.five().claims}
 def made(exp, overall, tail):
     """A record with these accuracies, percent."""
     others = (10 * overall - 3 * tail) / 7
-    last = [others] * 7 + [tail] * 3
-    curves = {name: [50.0] for name in ("train_loss", "head", "mid", "tail", "lr")}
-    counts = data.class_counts(exp.largest_class, 10, exp.imbalance_factor)
-    return Record(
-        experiment=exp,
-        curves=curves | {"epoch": [exp.epochs], "accuracy": [overall]},
-        per_class={
-            "class_counts": counts,
-            "last_accuracy": last,
-            "best_accuracy": last,
-            "train_loss": [0.1] * 10,
-        },
-        best_epoch=exp.epochs,
-        timing={"seconds": 1.0, "device": "cpu", "threads": 1},
-        provenance=dict.fromkeys(_PROVENANCE, "x"),
-    )
+    return grouped(exp, others, others, tail)
 
 
 def world(overall=lambda e: 70.0, tail=lambda e: 60.0, scale="lite"):

@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from playwright._impl._driver import compute_driver_executable
+from records import record
 
-from saddlebook.data import class_counts
-from saddlebook.disk.provenance import Provenance
 from saddlebook.errors import UsageError
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.figures import widgets
-from saddlebook.record import CURVES, Record
+from saddlebook.record import Record
 from saddlebook.theory import saddles as s
 from saddlebook.theory.landscapes import Rule, double_well, saddle, sam_gradient
 
@@ -187,19 +186,6 @@ def made_up(rho, seed=0, spectra=True, scale="quick") -> Record:
     at = (5, exp.epochs) if spectra else ()
     exp = replace(exp, spectra_at=at)
     last = [90.0 - 5 * label - seed for label in range(10)]
-    groups = [
-        np.mean(last),
-        *(np.mean(last[a:b]) for a, b in ((0, 3), (3, 7), (7, 10))),
-    ]
-    curves = {name: [1.0, 1.0] for name in CURVES} | {"epoch": [5, exp.epochs]}
-    for name, value in zip(("accuracy", "head", "mid", "tail"), groups, strict=True):
-        curves[name] = [float(value) / 2, float(value)]
-    per_class = {
-        "class_counts": class_counts(exp.largest_class, 10, exp.imbalance_factor),
-        "last_accuracy": last,
-        "best_accuracy": last,
-        "train_loss": [0.1] * 10,
-    }
     found = [
         {
             "class": 9, "epoch": epoch, "mode": "clean", "lambda_min": -1.0 * epoch,
@@ -208,9 +194,7 @@ def made_up(rho, seed=0, spectra=True, scale="quick") -> Record:
         }
         for epoch in at
     ]  # fmt: skip
-    provenance = Provenance.start("cpu", "fp32", "made up").to_dict()
-    timing = {"seconds": 1.0, "device": "cpu", "threads": 1}
-    return Record(exp, curves, per_class, exp.epochs, timing, provenance, tuple(found))
+    return record(exp, last, last, epochs=(5, exp.epochs), spectra=found)
 
 
 def test_the_browser_shows_what_was_measured_and_nothing_else(js) -> None:
