@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("spectra", nargs="*", help="records of the spectra command")
     verify.add_argument("--results", default="results")
     whole = _command(commands, "reproduce", _reproduce, "the whole paper; resumable")
-    whole.add_argument("--scale", default="full", help=", ".join(SCALES[:-1]))
+    whole.add_argument("--scale", default="full", help=" or ".join(SCALES[:2]))
     whole.add_argument("--results", default="results")
     whole.add_argument("--limit", type=float, help="seconds after which to stop")
     whole.add_argument("--plan", action="store_true", help="only say what is to do")
@@ -250,7 +250,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     from saddlebook.book.reproduce import reproduce
 
     check_values({"workers": options.workers})
-    one_of("scale", options.scale, SCALES[:-1])
+    one_of("scale", options.scale, SCALES[:2])
     pages = reproduce(
         Path.cwd(), options.scale, results=options.results, limit=options.limit,
         only_plan=options.plan, show=not options.quiet,

@@ -15,7 +15,7 @@ from typing import Any
 
 from saddlebook.errors import UsageError, one_of
 
-SCALES = ("full", "lite", "quick")
+SCALES = ("full", "lite", "lab", "quick")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
 _MILESTONES = (10, 50, 100, 160, 170, 190, 200)  # of the paper's dynamics figure
 # Name: (classes, images of the largest class before the cut, pixels)
@@ -69,7 +69,8 @@ class Experiment:
     """One training run and what is measured in it; the defaults are the paper's.
 
     Attributes:
-        scale: ``full`` (the paper's setting), ``lite`` or ``quick``; see ``at_scale``.
+        scale: ``full`` (the paper's setting), ``lite``, ``lab`` or ``quick``; see
+            ``at_scale``.
         dataset: ``cifar10``, ``cifar100``, ``digits``, or ``folder:NAME`` for your own
             images in class folders (``data.load`` says where).
         imbalance_factor: n_max/n_min, at least 1.
@@ -328,7 +329,14 @@ _QUICK = {
     "dataset": "digits", "max_count": 80, "imbalance_factor": 10.0, "image_size": 8,
     "model": "resnet8", "width": 4, "epochs": 10, "drw_epoch": 8, "batch_size": 64,
 }  # fmt: skip
+_LAB = {
+    "dataset": "digits", "max_count": 140, "imbalance_factor": 20.0, "image_size": 8,
+    "model": "resnet8", "width": 8, "epochs": 200, "drw_epoch": 160, "batch_size": 64,
+    "test_every": 5,
+}  # fmt: skip
+_MAPS = {"lite": _LITE, "lab": _LAB, "quick": _QUICK}
 _LITE_RHO = {"ldam": 0.125, "vs": 0.2}  # times the paper's radius; else 0.6
+_RHO = {"lab": 0.1, "quick": 0.2}  # the same
 
 
 def at_scale(experiment: Experiment, scale: str) -> Experiment:
@@ -338,8 +346,10 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
     and ``spectra_images`` are set anew for ``lite`` and ``quick``.
 
     ``lite`` keeps images real and the question alive on two CPU cores: fewer images,
-    less imbalance, 16 pixels, a ResNet-8, 150 epochs and a smaller radius. ``quick``
-    is seconds on scikit-learn's digits and no evidence. ``spectra_at`` is mapped in
+    less imbalance, 16 pixels, a ResNet-8, 150 epochs and a smaller radius. ``lab`` is
+    what the live panel trains while a reader waits, scikit-learn's digits until the
+    rare ones are learned by heart, and ``quick`` is a second of the same; both are no
+    evidence. ``spectra_at`` is mapped in
     proportion before and after the switch; at ``quick`` it is the last epoch, with the
     switch before it where several were wanted. Your own images stay, with their counts.
 
@@ -353,13 +363,13 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
         raise UsageError(f"at_scale maps from full, not from {experiment.scale}")
     changes: dict[str, Any] = {"scale": scale, "spectra_images": None}
     changes |= {"precision": "fp32", "test_every": 1}
-    changes |= _LITE if scale == "lite" else _QUICK
+    changes |= _MAPS[scale]
     if experiment.is_own:
         for name in ("dataset", "max_count", "imbalance_factor"):
             changes.pop(name, None)
     if experiment.dataset == "cifar100" and scale == "lite":
         changes |= {"max_count": 250}
-    factor = _LITE_RHO.get(experiment.loss, 0.6) if scale == "lite" else 0.2
+    factor = _LITE_RHO.get(experiment.loss, 0.6) if scale == "lite" else _RHO[scale]
     changes["rho"] = round(experiment.rho * factor, 6)
     if scale == "quick":
         ends = (changes["drw_epoch"], changes["epochs"])

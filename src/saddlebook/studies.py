@@ -256,12 +256,24 @@ def vs_tuning(seeds: Sequence[int] = TUNING_SEEDS[:1]) -> list[Experiment]:
     return _seeded(settings, seeds)
 
 
+def lab(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
+    """CE+DRW over radii up to ten times the paper's, and with ten times the decay.
+
+    With clean spectra. What the live panel shows beside a reader's run at ``lab``
+    scale, where each radius is a tenth: no evidence, and no claim reads it.
+    """
+    radii = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+    runs = [_drw() | ({"optimizer": "sam", "rho": r} if r else {}) for r in radii]
+    runs += [base | {"weight_decay": 2e-3} for base in (_drw(), _drw_sam())]
+    return [replace(e, spectra_at=(e.epochs,)) for e in _seeded(runs, seeds)]
+
+
 STUDIES: dict[str, Callable[..., list[Experiment]]] = {
     study.__name__: study
     for study in (
         table1, table1_cifar100, control, dynamics, rho_ablation, weight_decay,
         sam_timing, bn_statistics, optimizers, optimizers_cifar100, tuning, curvature,
-        vs_tuning, wider_tuning, wider_decay, one_curve,
+        vs_tuning, wider_tuning, wider_decay, one_curve, lab,
     )
 }  # fmt: skip
 

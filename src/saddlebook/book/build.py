@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from saddlebook.book.chapters import (
+    SCALES,
     entries,
     execute_all,
     sentinel,
@@ -26,7 +27,6 @@ from saddlebook.book.chapters import (
 )
 from saddlebook.disk.files import locked, write_whole
 from saddlebook.errors import UsageError, VerifyError, one_of
-from saddlebook.experiment import SCALES
 
 _SOURCES = ("_config.yml", "_toc.yml")
 

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from saddlebook.disk.files import write_whole
 from saddlebook.errors import SaddlebookError, UsageError, VerifyError, one_of
-from saddlebook.experiment import SCALES
 from saddlebook.studies import check_values
 
+SCALES = ("full", "lite", "quick")  # of a page; ``lab`` is the live panel's
 # Of every chapter, with their defaults, which set the types; ``dataset`` only of those
 # whose runs can be made on own images
 PARAMETERS: dict[str, Any] = {
@@ -67,6 +67,7 @@ def check_types(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         if number and not math.isfinite(value):
             raise UsageError(f"parameter {name}={value!r} must be finite")
     check_values(given)
+    one_of("scale", given.get("scale", "lite"), SCALES)
 
 
 def _assigned(source: str) -> dict[str, Any]:
@@ -219,7 +220,6 @@ def execute(
 
     notebook = read(chapter)
     check_parameters(_declared(notebook, chapter.stem), parameters)
-    one_of("scale", parameters.get("scale", "lite"), SCALES)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         done = papermill.execute_notebook(
