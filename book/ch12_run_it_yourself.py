@@ -77,7 +77,7 @@ print(f"{record.timing['seconds']:.1f} s of training and measuring")
 print(f"accuracy in percent: {record.accuracy.overall:.0f} overall")
 
 # %% [markdown]
-# ## Three scales
+# ## Four scales
 #
 # What a scale changes, read from the library. Everything that is not in this table
 # stays as the experiment has it: loss, weights, learning rate, batch size, seed.
@@ -88,12 +88,20 @@ scales = {
 }
 table = pd.DataFrame(scales)
 changed = table[table.astype(str).nunique(axis=1) > 1].drop("scale")
-page.table(changed, "The same experiment (CE+DRW+SAM) at the three scales")
+page.table(changed, "The same experiment (CE+DRW+SAM) at the four scales")
 
 # %% [markdown]
 # The radius is mapped too: the one that suits the paper's network is too large for a
 # smaller one. How the mapping was chosen, on seeds that are never reported, is told in
 # the project's `DESIGN.md`.
+#
+# ## Under your own hands
+#
+# ```bash
+# make lab        # JupyterLab on copies of the chapters, in _build/lab
+# # open ch08_rho.ipynb, then Run > Run All Cells
+# # in the panel: press "too large", say what the tail will do, press Run
+# ```
 #
 # ## The commands
 #

@@ -258,8 +258,9 @@ class Experiment:
         parts += {"sgd": [], "sam": ["SAM"], "pgd": ["PGD"], "lpf": ["LPF-SGD"]}[
             self.optimizer
         ]
-        decay = self.weight_decay
-        suffix = f" wd={decay:g}" if decay != Experiment.weight_decay else ""
+        decay = self.weight_decay  # no plus sign: in a slug it would read as minus
+        suffix = f" wd={decay:g}".replace("e+", "e")
+        suffix = suffix if decay != Experiment.weight_decay else ""
         if self.optimizer == "sam":
             suffix += "" if self.sam_epochs == "all" else f" {self.sam_epochs}"
             suffix += "" if self.sam_bn == "both" else " bn=first"

@@ -160,8 +160,8 @@ def test_a_chapter_has_one_parameters_cell(tmp_path, count):
         chapters.execute(path, tmp_path / "out.ipynb", {})
 
 
-def notebook_with(output) -> nbformat.NotebookNode:
-    cell = nbformat.v4.new_code_cell("x", outputs=[output], metadata={"tags": []})
+def notebook_with(*outputs) -> nbformat.NotebookNode:
+    cell = nbformat.v4.new_code_cell("x", outputs=list(outputs), metadata={"tags": []})
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return nbformat.v4.new_notebook(
         cells=[cell], metadata={"kernelspec": kernel, "papermill": {"a": "b"}}
@@ -191,10 +191,11 @@ def test_a_page_holds_no_foreign_html_stderr_or_machine_path(output, why):
         chapters.tidy(notebook_with(output), "ch01")
 
 
-def test_tidy_drops_run_metadata_and_views_that_have_an_html_twin():
-    view = "application/vnd.jupyter.widget-view+json"
-    output = shown(**{"text/html": '<div class="afm-static">', view: {}})
-    tidied = chapters.tidy(notebook_with(output), "ch01")
+def test_tidy_drops_run_metadata_and_live_views_beside_their_html_twin():
+    view = shown(**{"application/vnd.jupyter.widget-view+json": {}})
+    output = shown(**{"text/html": '<div class="afm-static">'})
+    tidied = chapters.tidy(notebook_with(output, view), "ch01")
+    assert len(tidied.cells[0].outputs) == 1
     assert set(tidied.metadata) == {"kernelspec"}
     assert set(tidied.cells[0].outputs[0].data) == {"text/html"}
 

@@ -1,16 +1,19 @@
-"""The live panel, driven through its widget objects, on digits at quick scale."""
+"""The lab, driven through its widget object and its messages, on digits."""
 
 import json
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 
 import pytest
+import traitlets
 
 from saddlebook import runner
-from saddlebook.book.panel import Panel, Trial, trial_setting
-from saddlebook.errors import DataError, UsageError
+from saddlebook.book import trial as trials
+from saddlebook.book.panel import Panel, presets
+from saddlebook.book.trial import Trial, compared, trial_setting
+from saddlebook.errors import DataError, Stopped, UsageError
 from saddlebook.store import Store
 
 RHO = 0.1
@@ -27,174 +30,279 @@ def results(tmp_path_factory):
 
 @pytest.fixture
 def panel(results, tmp_path):
-    return Panel(results, work=tmp_path)
+    panel = Panel(results, scale="quick", work=tmp_path)
+    panel.choose(rho=RHO)
+    return panel
+
+
+def ask(panel, what, **more):
+    """Press a button of the picture."""
+    panel.live._handle_custom_msg({"do": what, **more}, [])
 
 
 def wait(panel):
-    panel.trial.wait(120)
-    assert not panel.running
+    panel.trials.latest.wait(120)
+    assert not panel.trials.running
+
+
+def epochs(panel):
+    """Epochs as the picture is told them."""
+    seen = []
+    panel.live.observe(lambda change: seen.append(change["new"]["epoch"]), "now")
+    return seen
 
 
 def stop_at(panel, epoch):
-    """Press Stop, twice, as soon as the bar reaches ``epoch``; when it was pressed."""
+    """Press Stop, twice, as soon as the picture shows ``epoch``."""
     pressed = []
 
-    def press(change):
-        if change["new"] == epoch:
-            pressed.append(time.monotonic())
-            panel.stop_button.click()
-            panel.stop_button.click()
+    def look(change):
+        if change["new"]["epoch"] == epoch and not pressed:
+            pressed.append(epoch)
+            ask(panel, "stop")
+            ask(panel, "stop")
 
-    panel.bar.observe(press, "value")
+    panel.live.observe(look, "now")
     return pressed
 
 
-def test_a_run_falls_exactly_onto_the_stored_one(panel, results):
-    panel.controls["rho"].value = RHO
-    panel.run_button.click()
+@pytest.fixture(scope="module")
+def finished(results, tmp_path_factory):
+    """A panel after one run, with every state it showed."""
+    panel = Panel(results, scale="quick", work=tmp_path_factory.mktemp("work"))
+    panel.choose(rho=RHO)
+    panel.seen = []
+    panel.live.observe(lambda change: panel.seen.append(change["new"]), "now")
+    ask(panel, "run")
     wait(panel)
+    return panel
+
+
+def test_a_run_falls_exactly_onto_the_stored_one(finished, results):
     (stored,) = Store(results / "quick").records()
-    assert panel.trial.record.curves == stored.curves
-    live = panel.box.children[-1]
-    (mine,), (theirs,) = live.yours, live.runs
-    assert {name: mine[name] for name in theirs} == theirs
-    assert mine["words"] == "ρ = 0.1, weight decay 0.0002, seed 0"
-    assert panel.bar.value == panel.bar.max == 10
-    assert f"tail {theirs['tail']:.1f} %" in panel.status.value
+    assert finished.trials.latest.record.curves == stored.curves
+    (mine,), (theirs,) = finished.live.yours, finished.live.stored
+    assert [mine[n] for n in ("rho", "tail", "overall", "curve")] == [
+        theirs[n] for n in ("rho", "tail", "overall", "curve")
+    ]
+    assert f"tail {theirs['tail']:.1f} %" in finished.live.now["message"]
 
 
-def test_controls_are_disabled_exactly_while_it_runs(panel):
-    seen = []
-
-    def look(_):
-        controls = {c.disabled for c in panel.controls.values()}
-        seen.append((panel.run_button.disabled, panel.stop_button.disabled, controls))
-
-    panel.bar.observe(look, "value")
-    panel.run_button.click()
-    wait(panel)
-    assert set(map(str, seen[1:])) == {str((True, False, {True}))}
-    look(None)
-    assert seen[-1] == (False, True, {False})
-
-
-def test_run_pressed_twice_is_one_run(panel):
-    panel.run_button.click()
-    first = panel.trial
-    panel.run_button.click()
-    assert panel.trial is first
-    wait(panel)
-
-
-def test_stop_comes_before_the_next_epoch_and_the_run_goes_on(panel, results):
-    pressed = stop_at(panel, 4)
-    panel.controls["rho"].value = RHO
-    panel.run_button.click()
-    wait(panel)
-    assert len(pressed) == 1
-    assert (panel.trial.state, panel.trial.epoch) == ("stopped", 4)
-    assert "goes on" in panel.status.value
-    assert not panel.run_button.disabled
-
-    epochs = []
-    panel.bar.observe(lambda change: epochs.append(change["new"]), "value")
-    panel.run_button.click()
-    wait(panel)
-    assert epochs == [0, 5, 6, 7, 8, 9, 10]
-    assert panel.trial.record.timing["resumes"] == 1
+def test_curves_grow_with_every_test_and_end_as_the_record(finished, results):
     (stored,) = Store(results / "quick").records()
-    assert panel.trial.record.curves == stored.curves
+    lengths = [len(now["curve"]["tail"]) for now in finished.seen]
+    assert sorted(lengths) == lengths
+    assert set(lengths) == set(range(11))
+    last = finished.live.now["curve"]
+    assert last["head"] == pytest.approx(stored.curves["head"], abs=0.01)
+    assert last["overall"] == pytest.approx(stored.curves["accuracy"], abs=0.01)
 
 
-def test_stop_before_and_after_a_run_changes_nothing(panel):
-    panel.stop_button.click()
-    panel.run_button.click()
-    wait(panel)
-    panel.stop_button.click()
-    assert panel.trial.state == "done"
+def test_the_jump_of_the_loss_at_the_switch_has_words(finished):
+    told = "rare classes now weigh more"
+    jumped = {now["epoch"] for now in finished.seen if told in now["message"]}
+    assert jumped == {9, 10}
+
+
+def test_the_rarest_class_is_measured_by_itself_both_ways(finished):
+    (mine,) = finished.live.yours
+    assert [(s["class"], s["mode"]) for s in mine["spectra"]] == [
+        (9, "clean"), (9, "as_published"),
+    ]  # fmt: skip
+    assert all(s["min"] < s["max"] for s in mine["spectra"])
+
+
+def test_a_panel_made_again_has_the_earlier_runs_and_the_setting(finished, results):
+    again = Panel(results, scale="quick", work=finished.trials.work)
+    assert again.trials is finished.trials
+    assert again.live.rho == RHO
+    assert again.live.yours == finished.live.yours
+
+
+def test_a_kernel_started_again_has_the_earlier_runs(finished, results, monkeypatch):
+    monkeypatch.setattr(trials, "_KERNEL", {})
+    again = Panel(results, scale="quick", work=finished.trials.work)
+    assert again.trials is not finished.trials
+    assert again.live.yours == finished.live.yours
+
+
+def test_a_panel_made_again_adopts_the_running_trial(panel, results, tmp_path):
+    pressed = stop_at(panel, 3)
+    ask(panel, "run")
+    again = Panel(results, scale="quick", work=tmp_path)
+    assert again.trials.latest is panel.trials.latest
+    assert again.live.now["state"] == "running"
+    ask(again, "run")  # changes nothing
+    wait(again)
+    assert pressed == [3]
+    assert again.live.now == panel.live.now
+    assert "goes on" in again.live.now["message"]
+
+    seen = epochs(again)
+    ask(again, "run")
+    wait(again)
+    assert [e for e in dict.fromkeys(seen) if e > 3] == [4, 5, 6, 7, 8, 9, 10]
+    (stored,) = Store(results / "quick").records()
+    assert again.trials.latest.record.curves == stored.curves
+    assert len(again.live.now["curve"]["tail"]) == 10  # those of before the stop too
+
+
+def test_stop_works_while_a_cell_waits_for_its_run(panel):
+    pressed = stop_at(panel, 2)
+    with pytest.raises(Stopped):
+        panel.run(again=True)
+    assert pressed == [2]
+
+
+def test_an_interrupted_cell_stops_its_run(panel, monkeypatch):
+    once = iter([KeyboardInterrupt])
+
+    def wait(self, timeout=None):
+        for error in once:
+            raise error
+        self._thread.join(timeout)
+
+    monkeypatch.setattr(Trial, "wait", wait)
+    with pytest.raises(Stopped):
+        panel.run(again=True)
+    assert panel.live.now["state"] == "stopped"
+
+
+def test_a_stored_run_is_read_and_a_trial_too(finished, results, monkeypatch):
+    (stored,) = Store(results / "quick").records()
+    monkeypatch.setattr(runner, "run_all", None)
+    assert finished.run(rho=RHO) == stored
+    ask(finished, "run")
+    wait(finished)
+    assert finished.trials.latest.state == "done"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rho", -0.1), ("rho", "abc"), ("weight_decay", -1.0), ("seed", -1),
+        ("seed", 1.5), ("scale", "ful"), ("method", "CE+DWR"),
+    ],
+)  # fmt: skip
+def test_controls_refuse_what_they_cannot_be(panel, name, value):
+    before = getattr(panel.live, name)
+    with pytest.raises(traitlets.TraitError):
+        setattr(panel.live, name, value)
+    with pytest.raises(UsageError, match=name):
+        panel.choose(**{name: value})
+    assert getattr(panel.live, name) == before
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("rho", -0.1, "rho -0.1 must be at least 0"),
         ("rho", float("nan"), "rho nan must be a finite float"),
-        ("weight_decay", -1.0, "weight_decay -1.0 must be at least 0"),
         ("weight_decay", float("inf"), "weight_decay inf must be a finite float"),
-        ("seed", -1, "seed -1 must be at least 0"),
+        ("seed", 10**30, "seed is beyond 64 bits"),
     ],
 )
-def test_bad_values_are_told_in_the_panel_and_start_nothing(
+def test_what_only_an_experiment_can_tell_is_told_in_the_panel(
     panel, name, value, message
 ):
-    panel.controls[name].value = value
-    panel.run_button.click()
-    assert message in panel.status.value
-    assert panel.trial is None
-    assert not panel.run_button.disabled
-    with pytest.raises(UsageError, match=message):
-        panel.run()
+    setattr(panel.live, name, value)
+    ask(panel, "run")
+    assert message in panel.live.now["message"]
+    assert panel.live.now["bad"]
+    assert panel.live.now["epoch"] == 0
+    assert panel.trials.latest is None
 
 
 def test_missing_images_are_told_in_the_panel(panel, tmp_path):
-    panel.controls["scale"].value = "lite"
-    panel.controls["data"].value = str(tmp_path)
-    panel.run_button.click()
-    wait(panel)
-    assert "CIFAR" in panel.status.value or "cifar" in panel.status.value
-    assert panel.trial.state == "failed"
-    assert not panel.run_button.disabled
+    panel.data = str(tmp_path)
+    panel.choose(scale="lite")
     with pytest.raises(DataError):
-        panel.run()
+        panel.run(rho=0.05)
+    assert "cifar10" in panel.live.now["message"]
+    assert panel.live.now["bad"]
 
 
-def test_numbers_that_blow_up_are_told_in_the_panel(panel):
-    panel.controls["rho"].value = 1e30
-    panel.run_button.click()
+def test_numbers_that_blow_up_advise_what_the_panel_has(panel):
+    panel.choose(rho=1e30)
+    ask(panel, "run")
     wait(panel)
-    assert "lower lr or rho" in panel.status.value
-    assert panel.trial.state == "failed"
+    assert "lower ρ or weight decay" in panel.live.now["message"]
+    assert panel.live.now["bad"]
 
 
 def test_a_work_folder_that_is_a_file_is_told_too(results, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    panel = Panel(results, work=tmp_path / "file")
-    panel.run_button.click()
+    panel = Panel(results, scale="quick", work=tmp_path / "file")
+    ask(panel, "run")
     wait(panel)
-    assert panel.trial.state == "failed"
-    assert "cannot lock" in panel.status.value
-
-
-def test_a_message_cannot_hold_markup(panel):
-    panel._say("<script>alert(1)</script>")
-    assert "<script>" not in panel.status.value
+    assert "cannot lock" in panel.live.now["message"]
 
 
 def test_a_killed_kernel_loses_no_more_than_the_run_itself(results, tmp_path):
     code = """if True:
         import os, signal, sys
         from saddlebook.book.panel import Panel
-        panel = Panel(sys.argv[1], work=sys.argv[2])
-        die = lambda c: c["new"] == 4 and os.kill(os.getpid(), signal.SIGKILL)
-        panel.bar.observe(die, "value")
-        panel.run(rho=0.1)
+        panel = Panel(sys.argv[1], scale="quick", work=sys.argv[2])
+        die = lambda c: c["new"]["epoch"] == 4 and os.kill(os.getpid(), signal.SIGKILL)
+        panel.live.observe(die, "now")
+        panel.run(rho=0.1, again=True)
     """
     arguments = [sys.executable, "-c", code, str(results), str(tmp_path)]
     done = subprocess.run(arguments, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
-    record = Panel(results, work=tmp_path).run(rho=0.1)
+    panel = Panel(results, scale="quick", work=tmp_path)
+    record = panel.run(rho=0.1, again=True)
     (stored,) = Store(results / "quick").records()
     assert record.curves == stored.curves
 
 
-def test_the_same_settings_again_are_read_not_trained(panel):
-    first = panel.run(rho=0.0)
-    assert first.experiment.optimizer == "sgd"
-    seen = []
-    panel.bar.observe(lambda change: seen.append(change["new"]), "value")
-    assert panel.run() == first
-    assert set(seen) <= {0}
-    assert len(panel.box.children[-1].yours) == 1
+def test_b_is_compared_with_what_is_pinned_and_the_guess_is_answered(
+    results, tmp_path, finished
+):
+    panel = Panel(results, scale="quick", work=finished.trials.work)
+    ask(panel, "pin")
+    panel.run(rho=0.0)
+    table = panel.comparison().set_index("group")
+    (a, b) = (next(r for r in panel.live.yours if r["rho"] == rho) for rho in (RHO, 0))
+    change = b["overall"] - a["overall"]
+    assert table.loc["overall", "difference"] == pytest.approx(change, abs=0.06)
+    assert panel.live.answer == ""
+    panel.live.guess = "more"
+    assert panel.live.answer.startswith("You expected the tail to rise:")
+    ask(panel, "choose", key=a["key"])
+    assert panel.live.rho == RHO
+
+
+def test_a_difference_counts_beside_what_seeds_do(results):
+    (record,) = Store(results / "quick").records()
+
+    def like(seed, tail):
+        accuracy = [*record.per_class["last_accuracy"][:7], tail, tail, tail]
+        exp = replace(record.experiment, seed=seed)
+        per_class = record.per_class | {"last_accuracy": accuracy}
+        return replace(record, experiment=exp, per_class=per_class)
+
+    stored = [like(seed, 50 + 2 * seed) for seed in range(5)]  # sd of the mean: 3.16
+    for tail, word in ((60, "within"), (70, "more"), (20, "less")):
+        (row,) = (
+            r for r in compared(stored, [like(9, tail)], stored) if r["group"] == "tail"
+        )
+        assert row["noise"] == pytest.approx(2 * 3.162 * (1 / 5 + 1) ** 0.5, abs=0.06)
+        assert row["difference"] == pytest.approx(tail - 54, abs=0.06)
+        assert row["word"].startswith(word)
+    assert compared(stored, stored[:1], stored[:1])[3]["noise"] == 0
+
+
+def test_runs_are_exported_and_cleared(results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    panel = Panel(results, scale="quick", work=tmp_path / "work")
+    assert panel.export() is None
+    record = panel.run(rho=0.0)
+    path = panel.export()
+    assert Store(tmp_path).records() == [record]
+    assert path.name in panel.live.now["message"]
+    ask(panel, "clear")
+    assert panel.live.yours == []
+    assert Panel(results, scale="quick", work=tmp_path / "work").live.yours == []
 
 
 def test_a_control_that_is_not_there_is_named(panel):
@@ -202,30 +310,25 @@ def test_a_control_that_is_not_there_is_named(panel):
         panel.run(roh=0.1)
 
 
-def test_the_scale_chooses_the_stored_runs(panel):
-    live = panel.box.children[-1]
-    assert [run["rho"] for run in live.runs] == [RHO]
-    panel.controls["scale"].value = "lite"
-    assert (live.runs, live.scale) == ([], "lite")
+def test_presets_stand_at_stored_radii_of_their_scale():
+    assert [p["rho"] for p in presets("lab")] == [0, 0.05, 0.5, 0]
+    assert [p["rho"] for p in presets("lite")] == [0, 0.3, 0.78, 0]
+    assert presets("lab")[3]["weight_decay"] == 10 * presets("lab")[0]["weight_decay"]
 
 
-def test_a_page_without_a_kernel_shows_what_was_run(panel, tmp_path):
-    panel.run(rho=RHO)
-    shown, _ = panel._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in shown
-    assert "ρ = 0.1, weight decay 0.0002, seed 0" in shown["text/html"]
-    assert str(tmp_path) not in json.dumps(shown)
-    assert shown["text/html"] == panel.to_html()
+def test_a_page_without_a_kernel_shows_what_was_run(finished):
+    page = finished.to_html()
+    assert json.dumps("ρ 0.1, wd 0.0002, seed 0")[1:-1] in page
+    assert '"kernel":false' in page
+    assert str(finished.trials.work) not in page
 
 
-def test_time_left_is_that_of_the_epochs_seen(monkeypatch):
+def test_time_left_is_that_of_the_epochs_seen(monkeypatch, tmp_path):
     clock = iter([100.0, 103.0, 106.0])
-    monkeypatch.setattr("saddlebook.book.panel.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("saddlebook.book.trial.time.monotonic", lambda: next(clock))
     told = []
-    trial = Trial(
-        trial_setting("quick", rho=0, weight_decay=0, seed=0),
-        lambda: told.append(trial.message),
-    )
+    exp = trial_setting("quick", rho=0, weight_decay=0, seed=0)
+    trial = Trial(exp, lambda: told.append(trial.message), work=tmp_path)
     for epoch in (5, 6, 7):  # resumed at 5 of 10
         trial.epoch_done(trial.experiment, {"epoch": epoch, "train_loss": 1.5})
     assert told == [

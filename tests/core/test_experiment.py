@@ -64,6 +64,10 @@ def test_a_round_trip_through_json_is_the_same_experiment():
         assert again == experiment
 
 
+def test_a_large_weight_decay_is_not_named_a_small_one():
+    assert "wd=1e06" in Experiment(weight_decay=1e6).slug
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_slugs_and_keys_are_unique_over_all_studies(scale):
     everything = {e for name in studies.STUDIES for e in studies.named(name, scale)}

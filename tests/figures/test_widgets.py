@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import traitlets
 from playwright._impl._driver import compute_driver_executable
 from records import record
 
@@ -258,11 +259,63 @@ def test_state_cannot_end_its_script() -> None:
     assert page.count("</script>") == 1
 
 
-def test_a_widget_gives_both_views() -> None:
-    bundle, _ = widgets.saddle_explorer(rho=0.3)._repr_mimebundle_()
-    assert "afm-static" in bundle["text/html"]
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert "Explorer" in bundle["text/plain"]
+def test_a_widget_shows_a_picture_that_stays_and_a_live_view(monkeypatch) -> None:
+    shown = []
+    monkeypatch.setattr(
+        "IPython.display.display", lambda what, **how: shown.append((what, how))
+    )
+    widget = widgets.saddle_explorer(rho=0.3)
+    widget._ipython_display_()
+    (saved, how), (live, _) = shown
+    assert "afm-static" in saved["text/html"]
+    assert "Run this cell" in saved["text/html"]
+    assert "Explorer" in saved["text/plain"]
+    assert how["display_id"]
+    assert live is widget.live
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rho", "abc"), ("rho", -7), ("step_size", 1e9), ("method", "plane")],
+)
+def test_the_live_widget_refuses_what_it_cannot_show(name, value) -> None:
+    live = widgets.saddle_explorer(rho=0.3).live
+    before = getattr(live, name)
+    with pytest.raises(traitlets.TraitError):
+        setattr(live, name, value)
+    assert getattr(live, name) == before
+
+
+LAB = ("plot.js", "lab.js")
+
+
+def test_numbers_are_read_as_people_write_them(js) -> None:
+    texts = ["0,3", "0.3", " .5 ", "2e-4", "−1", "1.000,5", "abc", "", "1e", "0x10"]
+    read = [0.3, 0.3, 0.5, 2e-4, -1, None, None, None, None, None]
+    assert js(LAB, "data.map(m.number)", texts) == read
+
+
+def test_what_a_box_refuses_has_words(js) -> None:
+    calls = [["ρ", 0.3], ["ρ", None], ["ρ", -1], ["seed", 1.5], ["seed", 1e30]]
+    calls += [["seed", 3]]
+    told = js(LAB, "data.map(([n, v]) => m.trouble(n, v))", calls)
+    assert [bool(t) for t in told] == [False, True, True, True, True, False]
+    assert "0,3" in told[1]
+    assert "whole" in told[3]
+
+
+def test_stored_seeds_are_averaged_point_by_point(js) -> None:
+    groups = ("overall", "head", "mid", "tail")
+    runs = [
+        {"rho": 0.1, "weight_decay": 1e-3, "spectra": []}
+        | {"curve": {"epoch": [1, 2], **{g: [x, 2 * x] for g in groups}}}
+        | {g: 2 * x for g in groups}
+        for x in (10, 20)
+    ]
+    found = js(LAB, "m.average(m.alike(data, {rho: .1, weight_decay: .001}))", runs)
+    assert found["curve"]["tail"] == [15, 30]
+    assert (found["tail"], found["words"]) == (30, "stored, mean of 2 seeds")
+    assert js(LAB, "m.average([])", []) is None
 
 
 def test_the_live_widget_holds_the_state_and_the_same_module() -> None:

@@ -325,23 +325,24 @@ def tidy(notebook: Any, name: str) -> Any:
         if "injected-parameters" in tags and "remove-cell" not in tags:
             tags.append("remove-cell")
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if not _is_bare_repr(out)]
+            cell.outputs = [out for out in cell.outputs if not _is_for_kernels(out)]
             for output in cell.outputs:
                 _tidy_output(output, name)
     return notebook
 
 
-def _is_bare_repr(output: Any) -> bool:
-    """``<Axes: …>`` and its like, which a cell's last line leaves behind."""
-    text = str(output.get("data", {}).get("text/plain", ""))
-    alone = output.output_type == "execute_result" and len(output.data) == 1
-    return alone and text.startswith("<") and text.endswith(">")
+def _is_for_kernels(output: Any) -> bool:
+    """``<Axes: …>`` and its like, which a cell's last line leaves, and live widgets."""
+    data = output.get("data", {})
+    text = str(data.get("text/plain", ""))
+    alone = output.output_type == "execute_result" and len(data) == 1
+    live = "application/vnd.jupyter.widget-view+json" in data
+    return live or (alone and text.startswith("<") and text.endswith(">"))
 
 
 def _tidy_output(output: Any, name: str) -> None:
     data = output.get("data", {})
     if "text/html" in data:
-        data.pop("application/vnd.jupyter.widget-view+json", None)
         ours = "saddlebook" in output.metadata or "afm-static" in data["text/html"]
         if not ours:
             raise VerifyError(

@@ -1,322 +1,399 @@
-"""Trains one small run under the reader's hand: set it, press Run, stop it, compare.
+"""The lab: set a radius, guess, press Run, watch, compare; the same without a reader.
 
-``Trial`` is the run, in a thread of its own; it knows no widget. ``Panel`` puts
-ipywidgets on it and drops what comes out onto stored runs; ``Panel.run`` serves a
-chapter that runs without a reader. Trials are kept apart from the committed records:
-the same settings again are read, and a stopped run goes on.
+``Panel`` joins the trials of a kernel (``trial``) with the stored runs and the picture
+of both. What it shows comes from functions that a chapter may call, and ``Panel.run``
+serves a chapter that runs without a reader.
 """
 
 from __future__ import annotations
 
-import html
 import os
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from saddlebook import runner, studies
-from saddlebook.errors import SaddlebookError, Stopped, UsageError, one_of
+from saddlebook.book.trial import (
+    GROUPS,
+    METHODS,
+    compared,
+    curve,
+    kept_curvature,
+    trial_setting,
+    trials,
+)
+from saddlebook.disk.files import write_whole
+from saddlebook.errors import SaddlebookError, UsageError, one_of
 from saddlebook.experiment import Experiment, at_scale
-from saddlebook.figures import sweeps
 from saddlebook.figures.widgets import Widget
-from saddlebook.findings import report
 from saddlebook.store import find_records
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from saddlebook.book.page import Page
     from saddlebook.record import Record
 
-
-def trial_setting(
-    scale: str, *, rho: float, weight_decay: float, seed: int
-) -> Experiment:
-    """CE+DRW with SAM at ``rho`` (in the scale's own units; 0 is SGD).
-
-    Raises:
-        UsageError: A value that is negative, not finite or not a whole seed.
-    """
-    base = at_scale(Experiment(reweight="drw"), scale)
-    optimizer = "sgd" if rho == 0 else "sam"
-    return replace(
-        base, optimizer=optimizer, rho=rho, weight_decay=weight_decay, seed=seed
-    )
-
-
-class Trial:
-    """A run in a thread of its own; it follows itself and can be stopped.
-
-    Args:
-        experiment: What to run.
-        told: Called from the thread whenever something changed.
-        **where: ``data_root``, ``device``, ``work``, ``results`` of ``runner.run``.
-
-    Attributes:
-        state: ``running``, ``done``, ``stopped`` or ``failed``.
-        epoch: Last finished one.
-        message: Where it stands, in a line.
-        record: Once it is done.
-        error: What stopped it otherwise.
-    """
-
-    def __init__(
-        self, experiment: Experiment, told: Callable[[], None], **where: Any
-    ) -> None:
-        self.experiment = experiment
-        self.state, self.epoch, self.message = "running", 0, "preparing the images …"
-        self.record: Record | None = None
-        self.error: Exception | None = None
-        self._told, self._where = told, where
-        self._stop = threading.Event()
-        self._first: tuple[int, float] | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
-
-    def start(self) -> None:
-        """Begin, or go on where the same experiment was stopped."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask for a stop after this step; again, or too late, it changes nothing."""
-        self._stop.set()
-
-    def stopped(self) -> bool:
-        """Whether a stop was asked for; the training asks at every step."""
-        return self._stop.is_set()
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait for the end, or ``timeout`` seconds."""
-        self._thread.join(timeout)
-
-    def epoch_done(self, experiment: Experiment, row: dict[str, Any]) -> None:
-        """Say where the run stands and how long it will take."""
-        now, total = time.monotonic(), experiment.epochs
-        self.epoch = row["epoch"]
-        self._first = self._first or (self.epoch, now)
-        epoch, then = self._first
-        self.message = f"epoch {self.epoch} of {total}, loss {row['train_loss']:.3f}"
-        if self.epoch > epoch:
-            left = (total - self.epoch) * (now - then) / (self.epoch - epoch)
-            self.message += f", {_duration(left)} left"
-        self._told()
-
-    def measuring(
-        self, experiment: Experiment, done: float, total: float, what: str
-    ) -> None:
-        """Say which share of the spectra is measured."""
-        self.message = f"measuring curvature, {100 * done / total:.0f} %"
-        self._told()
-
-    def _work(self) -> None:
-        # Small networks: one thread is fastest; flags as on the command line, so that
-        # a trial equals the stored run bit for bit
-        torch.set_num_threads(1)
-        torch.set_flush_denormal(True)
-        try:
-            self.record = runner.run(self.experiment, watcher=self, **self._where)
-            self.state, self.message = "done", _outcome(self.record)
-        except Stopped as error:
-            self._ended("stopped", error, "stopped; Run with the same settings goes on")
-        except SaddlebookError as error:
-            self._ended("failed", error, str(error))
-        except Exception as error:  # readers look at the panel, not into a log
-            self._ended("failed", error, f"{type(error).__name__}: {error}")
-        finally:
-            torch.set_flush_denormal(False)
-        self._told()
-
-    def _ended(self, state: str, error: Exception, message: str) -> None:
-        self.state, self.error, self.message = state, error, message
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _outcome(record: Record) -> str:
-    found = record.accuracy._asdict().items()
-    told = ", ".join(f"{name} {value:.1f} %" for name, value in found)
-    return f"{told}; trained in {record.timing['seconds']:.0f} s"
-
-
 _SCALES = {
-    "digits, seconds; no evidence (quick)": "quick",
-    "CIFAR-10-LT, minutes (lite)": "lite",
+    "lab": "digits, 20 seconds; no evidence",
+    "lite": "CIFAR-10-LT, minutes",
+    "quick": "digits, a second; learns nothing",
 }
+_STUDIES = ("lab", "rho_ablation", "weight_decay", "table1")
+_SETTING = ("scale", "method", "rho", "weight_decay", "seed")
+_TEXT = "The lab: accuracy over epochs and over SAM's radius, of stored runs and yours."
+_EXPECTED = {"more": "rise", "less": "fall", "same": "stay"}
 
 
 class Panel:
-    """Controls, progress and the picture onto which a run falls.
+    """Settings, live curves and the picture onto which a run falls.
 
     Args:
         results: Folder with one folder of stored runs per scale.
-        scale: Chosen at first, ``quick`` or ``lite``.
+        scale: Chosen at first: ``lab``, ``lite`` or ``quick``.
         device: Torch device.
-        work: Folder of checkpoints; trials are kept in its folder ``live``.
+        work: Folder of checkpoints; trials are kept in its folder ``live``. A kernel
+            has one registry of trials a folder, so a panel made again goes on where the
+            last one was.
 
     Attributes:
-        controls: ipywidgets by name: ``rho``, ``weight_decay``, ``seed``, ``scale``,
-            ``data``; the last is where CIFAR lies, empty is the user's cache folder.
-        trial: The latest run, or None.
+        live: The anywidget. Its traits ``scale method rho weight_decay seed`` are the
+            controls, and refuse what they cannot be.
+        data: Where CIFAR lies; None is the user's cache folder.
     """
 
     def __init__(
         self,
         results: str | Path = "results",
         *,
-        scale: str = "quick",
+        scale: str = "lab",
         device: str = "cpu",
         work: str | Path = runner.WORK,
     ) -> None:
-        self._results, self._live = Path(results), Path(work) / "live"
-        self._where = {"device": device, "work": work}
-        self.trial: Trial | None = None
-        self._yours: list[dict[str, Any]] = []
-        self._picture = sweeps.explorer([], report.paper("rho"), scale)
-        self.controls = _controls(scale)
-        self._build()
-        self._show_stored()
+        one_of("scale", scale, _SCALES)
+        self.trials = trials(work)
+        self.data = os.environ.get("SADDLEBOOK_DATA") or None  # as on the command line
+        self._results, self._device = Path(results), device
+        self._stored: list[Record] = []
+        self._yours: list[Record] = []
+        self._widget = self._made(scale)
+        self.live = self._widget.live
+        self.live.kernel = True
+        self._adopt()
+        self._reload()
+        self.trials.follow(self)
+        self.live.observe(lambda _: self._reload(fresh=True), ["scale", "method"])
+        self.live.observe(lambda _: self._judge(), [*_SETTING, "pinned", "guess"])
+        self.live.on_msg(lambda _, asked, __: self._asked(asked))
 
-    def _build(self) -> None:
-        import ipywidgets as w
+    @classmethod
+    def of(cls, page: Page) -> Panel:
+        """The panel of a chapter: with its records, and fast where the page is."""
+        scale = "quick" if page.scale == "quick" else "lab"
+        panel = cls(page.results, scale=scale, device=page.device)
+        page.cite(panel._stored)
+        return panel
 
-        self.run_button = w.Button(description="Run", button_style="primary")
-        self.stop_button = w.Button(description="Stop", disabled=True)
-        self.bar = w.IntProgress(min=0, max=1, description="Epochs")
-        self.status = w.HTML("Set ρ and weight decay, then press Run.")
-        self.run_button.on_click(lambda _: self.press())
-        self.stop_button.on_click(lambda _: self.stop())
-        self.controls["scale"].observe(lambda _: self._show_stored(), "value")
-        buttons = w.HBox([self.run_button, self.stop_button, self.bar])
-        controls = self.controls.values()
-        self.box = w.VBox([*controls, buttons, self.status, self._picture.live])
+    def _made(self, scale: str) -> Widget:
+        choices = {name: _SCALES[name] for name in _SCALES if name in ("lab", "lite")}
+        state = {
+            "scale": scale, "method": "CE+DRW", "rho": presets(scale)[1]["rho"],
+            "seed": 0, "table": [],
+            "weight_decay": Experiment.weight_decay, "decay": Experiment.weight_decay,
+            "scales": list(({scale: _SCALES[scale]} | choices).items()),
+            "methods": [(name, name) for name in METHODS], "presets": presets(scale),
+            "stored": [], "yours": [], "now": _now(None), "guess": "", "answer": "",
+            "pinned": _pin(0.0, Experiment.weight_decay), "kernel": False,
+        }  # fmt: skip
+        limits: dict[str, tuple[Any, ...]] = {
+            "scale": tuple(_SCALES), "method": tuple(METHODS), "rho": (0.0, inf),
+            "weight_decay": (0.0, inf), "seed": (0, inf), "guess": ("", *_EXPECTED),
+        }  # fmt: skip
+        return Widget(("plot.js", "lab.js"), state, _TEXT, limits)
 
-    @property
-    def running(self) -> bool:
-        """Whether a run is going on."""
-        return self.trial is not None and self.trial.state == "running"
+    # --- what a reader does, and a chapter may do
 
     def press(self) -> None:
         """What Run does: start, unless a run is going on. Errors show in the panel."""
-        if self.running:
-            return
-        try:
-            experiment = self._experiment()
-        except UsageError as error:
-            self._say(str(error), bad=True)
-            return
-        self.bar.max, self.bar.value = experiment.epochs, 0
-        self._enable(running=True)
-        where = {"data_root": self.controls["data"].value.strip() or None}
-        where |= self._where | {"results": self._live}
-        self.trial = Trial(experiment, self._refresh, **where)
-        self._say(self.trial.message)
-        self.trial.start()
+        self._start(head=False)
 
     def stop(self) -> None:
         """What Stop does; pressed twice or too late it changes nothing."""
-        if self.trial:
-            self.trial.stop()
+        if self.trials.latest:
+            self.trials.latest.stop()
 
-    def run(self, **settings: Any) -> Record:
+    def run(self, *, again: bool = False, **settings: Any) -> Record:
         """Set controls, press Run and wait: for a chapter that runs without a reader.
 
+        A run that is stored is read. Interrupting the kernel is the same as Stop, which
+        works meanwhile.
+
         Args:
-            **settings: Values of ``controls``.
+            again: Train even what is stored.
+            **settings: Values of the controls ``scale method rho weight_decay seed``.
 
         Raises:
             UsageError: A bad value, or a run is going on.
             SaddlebookError: What the panel would show in red.
         """
-        if self.running:
+        if self.trials.running:
             raise UsageError("a run is going on; wait for it or press Stop")
-        for name, value in settings.items():
-            self.controls[one_of("control", name, self.controls)].value = value
-        self._experiment()
+        self.choose(**settings)
+        wanted = self._experiment()
+        stored = [r for r in self._stored if r.experiment.training == wanted]
+        if stored and not again:
+            return stored[0]
         self.press()
-        trial = self.trial
+        trial = self.trials.latest
         assert trial
-        trial.wait()
+        try:
+            trial.wait()
+        except KeyboardInterrupt:
+            trial.stop()
+            trial.wait()
         if trial.error:
             raise trial.error
         assert trial.record
         return trial.record
 
+    def choose(self, **settings: Any) -> None:
+        """Set controls; what is stored at that setting is shown at once.
+
+        Raises:
+            UsageError: An unknown control, or a value it cannot have.
+        """
+        import traitlets
+
+        for name, value in settings.items():
+            try:
+                setattr(self.live, one_of("control", name, _SETTING), value)
+            except traitlets.TraitError as error:
+                raise UsageError(f"{name} {value!r}: {error}") from error
+
+    def pin(self) -> None:
+        """Make what is chosen, the reader's run or the stored ones, side A."""
+        record = self._mine()
+        key = record.key if record else ""
+        self.live.pinned = _pin(self.live.rho, self.live.weight_decay, key)
+
+    def comparison(self) -> pd.DataFrame:
+        """The panel's table of differences between B, what is chosen, and A."""
+        import pandas as pd
+
+        return pd.DataFrame(self._compared())
+
+    def head(self) -> None:
+        """Measure the largest class of the chosen run too."""
+        self._start(head=True)
+
+    def export(self) -> Path | None:
+        """Write the record of the chosen run into the current folder."""
+        record = self._mine()
+        if record is None:
+            self._say("there is no run of yours at this setting; press Run first")
+            return None
+        path = Path(f"{record.experiment.slug}.json")
+        write_whole(path, record.to_bytes())
+        self._say(f"written beside the notebook: {path}")
+        return path
+
+    def clear(self) -> None:
+        """Forget the reader's runs of the chosen data; checkpoints stay."""
+        for record in self._yours:
+            self.trials.forget(record)
+        self._reload()
+
+    # --- what follows from it
+
+    def _asked(self, asked: dict[str, Any]) -> None:
+        """A button of the picture was pressed."""
+        acts = {"run": self.press, "stop": self.stop, "pin": self.pin}
+        acts |= {"head": self.head, "export": self.export, "clear": self.clear}
+        what = asked.get("do", "")
+        if what == "choose":
+            found = [r for r in self._yours if r.key == asked.get("key")]
+            for record in found:
+                exp = record.experiment
+                self.choose(rho=exp.rho, weight_decay=exp.weight_decay, seed=exp.seed)
+        elif what in acts:
+            acts[what]()
+
+    def _start(self, head: bool) -> None:
+        if self.trials.running:
+            return
+        try:
+            self.trials.start(
+                self._experiment(),
+                head=head,
+                data_root=self.data,
+                device=self._device,
+            )
+        except SaddlebookError as error:
+            self._say(str(error), bad=True)
+
+    def _adopt(self) -> None:
+        """Show the setting of the trial that this kernel runs, or ran last."""
+        if trial := self.trials.latest:
+            exp = trial.experiment
+            self.live.scale = exp.scale
+            self.live.method = exp.method.split("+SAM")[0].split(" ")[0]
+            self.choose(rho=exp.rho, weight_decay=exp.weight_decay, seed=exp.seed)
+            self.live.now = _now(trial)
+
     def _experiment(self) -> Experiment:
-        names = ("rho", "weight_decay", "seed")
-        values = {name: self.controls[name].value for name in names}
-        return trial_setting(self.controls["scale"].value, **values)
+        values = {name: getattr(self.live, name) for name in _SETTING}
+        return trial_setting(values.pop("scale"), **values)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Show how the run stands; called from its thread."""
-        trial = self.trial
+        trial = self.trials.latest
         assert trial
-        self.bar.value = trial.epoch
-        self._say(trial.message, bad=trial.state == "failed")
-        if trial.record:
-            self._drop(trial.record)
-        if trial.state != "running":
-            self._enable(running=False)
+        ended = trial.state != "running"
+        if ended:
+            self._reload()
+        self.live.now = _now(trial)
+        if ended:
+            self._widget.keep(self.to_html())
 
-    def _drop(self, record: Record) -> None:
-        """Let a result fall onto the stored runs."""
-        exp = record.experiment
-        words = f"ρ = {exp.rho:g}, weight decay {exp.weight_decay:g}, seed {exp.seed}"
-        point = sweeps.points([record])[0] | {"words": words, "scale": exp.scale}
-        self._yours = [p for p in self._yours if p != point] + [point]
-        self._show_stored()
+    def _reload(self, fresh: bool = False) -> None:
+        """Show the runs of the chosen data and loss: the stored ones and the reader's.
 
-    def _show_stored(self) -> None:
-        """Show the runs of the chosen scale: the stored ones and the reader's."""
-        scale, live = self.controls["scale"].value, self._picture.live
-        stored = find_records(
-            studies.named("rho_ablation"), self._results, scale
-        ).records
-        live.scale, live.runs = scale, sweeps.points(stored)
-        live.yours = [point for point in self._yours if point["scale"] == scale]
+        A training with and without spectra is one run. ``fresh``: A is SGD again.
+        """
+        if fresh:
+            self.live.pinned = _pin(0.0, Experiment.weight_decay)
+        scale, method, live = self.live.scale, self.live.method, self.live
+        wanted = [e for name in _STUDIES for e in studies.named(name, scale)]
+        found = {
+            record.experiment.training: record
+            for record in find_records(reversed(wanted), self._results, scale).records
+        }
+        self._stored = [r for r in found.values() if _of(r.experiment, method)]
+        every = self.trials.records(scale)
+        self._yours = [r for r in every if _of(r.experiment, method)]
+        work = self.trials.work
+        live.presets = presets(scale)
+        live.stored = [shown(r, r.spectra) for r in self._stored]
+        live.yours = [shown(r, kept_curvature(r.experiment, work)) for r in self._yours]
+        self._judge()
 
-    def _enable(self, running: bool) -> None:
-        self.run_button.disabled = running
-        self.stop_button.disabled = not running
-        for control in self.controls.values():
-            control.disabled = running
+    def _judge(self) -> None:
+        """Compare what is chosen with A, and with what the reader expected."""
+        try:
+            rows = self._compared()
+        except UsageError:  # a control is half set
+            rows = []
+        self.live.table = rows
+        tail = next((row for row in rows if row["group"] == "tail"), None)
+        self.live.answer = ""
+        if tail and self.live.guess and self._mine():
+            word = tail["word"] if tail["word"] in _EXPECTED else "same"
+            right = "you were right" if word == self.live.guess else "not as expected"
+            self.live.answer = (
+                f"You expected the tail to {_EXPECTED[self.live.guess]}: {right}, "
+                f"{tail['difference']:+.1f} points (noise ±{tail['noise']:.1f})."
+            )
+
+    def _compared(self) -> list[dict[str, Any]]:
+        pinned = self.live.pinned
+        a = [r for r in self._yours if r.key == pinned["key"]]
+        a = a or self._at(pinned["rho"], pinned["weight_decay"])
+        mine = self._mine()
+        b = [mine] if mine else self._at(self.live.rho, self.live.weight_decay)
+        return compared(a, b, self._stored) if a and b and a != b else []
+
+    def _at(self, rho: float, weight_decay: float) -> list[Record]:
+        """Stored runs of a setting, every seed."""
+        wanted = (rho, weight_decay)
+        runs = [(r.experiment.rho, r.experiment.weight_decay) for r in self._stored]
+        return [r for r, has in zip(self._stored, runs, strict=True) if has == wanted]
+
+    def _mine(self) -> Record | None:
+        """The reader's run of the chosen setting."""
+        wanted = self._experiment()
+        return next((r for r in self._yours if r.experiment == wanted), None)
 
     def _say(self, text: str, bad: bool = False) -> None:
-        style = ' style="color: var(--jp-error-color1, #b00020)"' if bad else ""
-        self.status.value = f'<span role="status"{style}>{html.escape(text)}</span>'
+        self.live.now = _now(None) | {"message": text, "bad": bad}
+
+    # --- where it is shown
 
     def to_html(self) -> str:
-        """For a page without a kernel: what was run here, and the picture of it."""
-        live = self._picture.live
-        state = {name: getattr(live, name) for name in self._picture.state}
-        shown = Widget(self._picture.modules, state, self._picture.text)
-        told = f"Controls and Run need Jupyter. Run on this page: {self._told()}."
-        return f'<p class="sb-note">{html.escape(told)}</p>{shown.to_html()}'
+        """For a page without a kernel: the stored runs and what was run here."""
+        names = self._widget.state
+        state = {name: getattr(self.live, name) for name in names}
+        state |= {"kernel": False, "now": self.live.now | {"state": "done"}}
+        return Widget(self._widget.modules, state, _TEXT).to_html()
 
-    def _told(self) -> str:
-        return "; ".join(point["words"] for point in self._yours) or "nothing"
-
-    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        data = {"text/plain": f"Panel: {self._told()}", "text/html": self.to_html()}
-        return self.box._repr_mimebundle_() | data, {}
+    def _ipython_display_(self) -> None:
+        self._widget.display(self.to_html())
 
 
-def _controls(scale: str) -> dict[str, Any]:
-    import ipywidgets as w
+def presets(scale: str) -> list[dict[str, Any]]:
+    """Settings worth a guess, in the scale's own units."""
+    sam = {"reweight": "drw", "optimizer": "sam"}
+    radii = [
+        at_scale(Experiment(**sam, rho=rho), scale).rho  # type: ignore[arg-type]
+        for rho in (0.5, 5.0 if scale == "lab" else studies.RADII[-1])
+    ]
+    decay = Experiment.weight_decay
+    named = (
+        ("SGD", 0.0, decay), ("the paper's ρ", radii[0], decay),
+        ("too large", radii[1], decay), ("decay × 10", 0.0, 10 * decay),
+    )  # fmt: skip
+    return [{"name": n, "rho": rho, "weight_decay": wd} for n, rho, wd in named]
 
-    data = os.environ.get("SADDLEBOOK_DATA", "")  # as on the command line
-    style = {"description_width": "7rem"}
-    controls = {
-        "rho": w.FloatText(0.1, step=0.01, description="Radius ρ"),
-        "weight_decay": w.FloatText(2e-4, step=1e-4, description="Weight decay"),
-        "seed": w.IntText(0, description="Seed"),
-        "scale": w.Dropdown(options=_SCALES, value=scale, description="Data"),
-        "data": w.Text(
-            data, description="CIFAR folder", placeholder="the cache folder"
-        ),
-    }
-    for control in controls.values():
-        control.style, control.layout.width = style, "26rem"
-    return controls
+
+def shown(record: Record, spectra: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the picture shows of a run: setting, accuracies, curves, curvature."""
+    exp = record.experiment
+    names = dict(zip(GROUPS, ("accuracy", "head", "mid", "tail"), strict=True))
+    rarest = record.groups["tail"][-1]
+    return {
+        "key": record.key, "rho": exp.rho, "weight_decay": exp.weight_decay,
+        "seed": exp.seed, "epochs": exp.epochs, "switch": _switch(exp),
+        "words": f"ρ {exp.rho:g}, wd {exp.weight_decay:g}, seed {exp.seed}",
+        "curve": {"epoch": record.curves["epoch"]}
+        | {n: [round(v, 1) for v in record.curves[of]] for n, of in names.items()},
+        "spectra": [
+            {"class": s["class"], "mode": s["mode"]}
+            | {"min": float(f"{s['lambda_min']:.3g}")}
+            | {"max": float(f"{s['lambda_max']:.3g}")}
+            for s in spectra
+            if s["class"] in (0, rarest) and s["epoch"] == exp.epochs
+        ],
+    } | {n: round(v, 2) for n, v in record.accuracy._asdict().items()}  # fmt: skip
+
+
+def _now(trial: Any) -> dict[str, Any]:
+    """How a trial stands."""
+    if trial is None:
+        empty = {"epoch": [], **{name: [] for name in GROUPS}}
+        return {
+            "state": "", "message": "", "bad": False, "epoch": 0, "epochs": 1,
+            "switch": 0, "curve": empty, "key": "", "rho": 0.0, "weight_decay": 0.0,
+        }  # fmt: skip
+    exp = trial.experiment
+    return {
+        "state": trial.state, "message": trial.message, "epoch": trial.epoch,
+        "bad": trial.state == "failed", "epochs": exp.epochs, "switch": _switch(exp),
+        "curve": curve(exp, trial.rows), "key": exp.key, "rho": exp.rho,
+        "weight_decay": exp.weight_decay,
+    }  # fmt: skip
+
+
+def _switch(exp: Experiment) -> int:
+    """Last epoch before re-weighting; 0 without."""
+    return exp.drw_epoch if exp.reweight == "drw" else 0
+
+
+def _pin(rho: float, weight_decay: float, key: str = "") -> dict[str, Any]:
+    return {"rho": rho, "weight_decay": weight_decay, "key": key}
+
+
+def _of(experiment: Experiment, method: str) -> bool:
+    """Whether it is a trial's setting of this method."""
+    exp = experiment.training
+    values = {n: getattr(exp, n) for n in ("rho", "weight_decay", "seed")}
+    return exp == trial_setting(exp.scale, method=method, **values)

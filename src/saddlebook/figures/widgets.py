@@ -67,13 +67,19 @@ class Widget:
         modules: Files of this package that make the module, in order.
         state: JSON values the module reads and, where it has controls, writes.
         text: What the picture is, for readers without it.
+        limits: By name of a value: its least and greatest number, or the names it may
+            have. In Jupyter anything else is refused.
 
     Raises:
         UsageError: State that is not JSON.
     """
 
     def __init__(
-        self, modules: tuple[str, ...], state: Mapping[str, Any], text: str
+        self,
+        modules: tuple[str, ...],
+        state: Mapping[str, Any],
+        text: str,
+        limits: Mapping[str, tuple[Any, ...]] | None = None,
     ) -> None:
         try:
             self._json = _compact(state)
@@ -82,7 +88,9 @@ class Widget:
                 f"a widget's state must be finite JSON: {error}"
             ) from error
         self.modules, self.state, self.text = modules, dict(state), text
+        self._limits = limits or {}
         self._live: Any = None
+        self._saved: Any = None
 
     def to_html(self) -> str:
         """The widget for a page without a kernel: no outside file, no id by chance."""
@@ -105,26 +113,71 @@ class Widget:
         if self._live is None:
             try:
                 import anywidget
-                import traitlets
             except ImportError as error:
                 raise UsageError(
                     "live widgets need anywidget: pip install anywidget"
                 ) from error
             source, css = asset(*self.modules), asset("widget.css")
-            traits = {n: traitlets.Any(v).tag(sync=True) for n, v in self.state.items()}
+            traits = {
+                name: _trait(value, self._limits.get(name)).tag(sync=True)
+                for name, value in self.state.items()
+            }
             kind = type("Live", (anywidget.AnyWidget,), {"_esm": source, "_css": css})
-            self._live = kind()
+            self._live = kind(_dom_classes=("sb-live",))
             self._live.add_traits(**traits)
         return self._live
 
-    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        data = {"text/plain": self.text, "text/html": self.to_html()}
+    def display(self, saved: str = "") -> None:
+        """Show the live widget, and before it a picture for a notebook opened later.
+
+        Where the kernel is gone the first is what a reader sees; else it is hidden.
+
+        Args:
+            saved: HTML of the picture; ``to_html()`` if none is given.
+        """
+        from IPython.display import display
+
         try:
-            shown = self.live._repr_mimebundle_()
+            live = self.live
         except UsageError:
-            return data, {}
-        live = shown[0] if isinstance(shown, tuple) else shown
-        return {**(live or {}), **data}, {}
+            live = None
+        self._saved = display(self._kept(saved), raw=True, display_id=True)
+        if live is not None:
+            display(live)
+
+    def keep(self, saved: str) -> None:
+        """Put another picture where ``display`` put the first."""
+        if self._saved is not None:
+            self._saved.update(self._kept(saved), raw=True)
+
+    def _kept(self, saved: str) -> dict[str, str]:
+        shown = f'<style>{_SAVED}</style><div class="sb-saved">{_AGAIN}'
+        shown += f"{saved or self.to_html()}</div>"
+        return {"text/html": shown, "text/plain": self.text}
+
+    def _ipython_display_(self) -> None:
+        self.display()
+
+
+# A notebook opened later has no live widget: JupyterLab says "model not found"
+_SAVED = """.jp-OutputArea:has(.sb-live) .sb-saved, .sb-again { display: none; }
+.jp-OutputArea .sb-again { display: block; }
+.jp-OutputArea:has(.sb-saved):not(:has(.sb-live))
+  .jp-OutputArea-child:has(> .jupyter-widgets.jp-OutputArea-output) {
+    display: none; }"""
+_AGAIN = '<p class="sb-again"><b>Run this cell</b> to use the picture.</p>'
+
+
+def _trait(value: Any, limit: tuple[Any, ...] | None) -> Any:
+    """A trait that takes what the picture can show."""
+    import traitlets
+
+    if limit is None:
+        return traitlets.Any(value)
+    if isinstance(value, str):
+        return traitlets.Enum(limit, value)
+    kind = traitlets.Int if isinstance(value, int) else traitlets.Float
+    return kind(value, min=limit[0], max=limit[1])
 
 
 def _lean(source: str) -> str:
@@ -198,7 +251,8 @@ def saddle_explorer(
     for name, known in _CHOICES.items():
         one_of(name, state[name], known)
     text = "Explorer: paths of SGD and SAM on a saddle, and the factor of Theorem 1."
-    return Widget(("plot.js", "theory.js", "saddle.js"), state, text)
+    limits = _RANGES | _CHOICES
+    return Widget(("plot.js", "theory.js", "saddle.js"), state, text, limits)
 
 
 def record_browser(records: Sequence[Record]) -> Widget:

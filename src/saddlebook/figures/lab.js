@@ -1,0 +1,279 @@
+// The lab: settings, live curves, runs over the radius, curvature, A against B. Draws
+// what Python sends and sends back what the reader wants; without a kernel the stored
+// runs can still be looked at. Drawn values are measured, or means of stored runs.
+
+const GROUPS = ["overall", "head", "mid", "tail"];
+const near = (p, q) => Math.abs(p - q) <= 1e-9 * Math.max(1, Math.abs(p));
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
+// A number as a reader writes it, with a comma or a point; null for anything else.
+export function number(text) {
+  const plain = text.trim().replace("−", "-").replace(",", ".");
+  return /^-?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$/i.test(plain) ? Number(plain) : null;
+}
+
+// Why a value cannot be taken, or "".
+export function trouble(name, value) {
+  if (value === null) return `${name}: a number such as 0,3 or 2e-4, please`;
+  if (value < 0) return `${name} cannot be negative`;
+  if (!Number.isFinite(value)) return `${name} is too large`;
+  if (name === "seed" && !Number.isSafeInteger(value)) return "seed: a whole number, please";
+  return "";
+}
+
+export const radii = (runs) => [...new Set(runs.map((r) => r.rho))].sort((p, q) => p - q);
+export const alike = (runs, { rho, weight_decay }) =>
+  runs.filter((r) => near(r.rho, rho) && near(r.weight_decay, weight_decay));
+
+// The mean run of some stored seeds, as if it were one; null without any.
+export function average(runs) {
+  if (!runs.length) return null;
+  const [first] = runs;
+  const curve = { epoch: first.curve.epoch };
+  for (const name of GROUPS)
+    curve[name] = first.curve[name].map((_, i) => mean(runs.map((r) => r.curve[name][i])));
+  return { ...first, curve, words: `stored, mean of ${runs.length} seeds`,
+    ...Object.fromEntries(GROUPS.map((name) => [name, mean(runs.map((r) => r[name]))])) };
+}
+
+// --- controls
+
+function box(model, name, label, complain) {
+  const id = unusedId(name);
+  const input = html("input", { type: "text", id, inputmode: "decimal", size: 7, autocomplete: "off" });
+  input.dataset.lmSuppressShortcuts = "true";
+  const show = () => { input.value = String(model.get(name)); };
+  const take = () => {
+    const value = number(input.value);
+    const why = trouble(label, value);
+    input.setAttribute("aria-invalid", String(Boolean(why)));
+    complain(why);
+    if (why) return;
+    model.set(name, value);
+    model.save_changes();
+    show();
+  };
+  input.addEventListener("change", take);
+  input.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); take(); } });
+  model.on(`change:${name}`, show);
+  show();
+  return { input, node: html("label", { class: "sb-box", for: id }, label, input) };
+}
+
+// The radius: a range with a tick at every stored radius, a box for any other.
+function radius(model, complain) {
+  const { input, node } = box(model, "rho", "ρ", complain);
+  const id = unusedId("ticks");
+  const list = html("datalist", { id });
+  const range = html("input", { type: "range", min: 0, step: "any", list: id, "aria-label": "SAM's radius ρ" });
+  range.dataset.lmSuppressShortcuts = "true";
+  const top = () => Math.max(...radii(model.get("stored")), 0.1) * 1.02;
+  const show = () => {
+    const known = radii(model.get("stored"));
+    range.max = top();
+    range.step = top() / 100;
+    list.replaceChildren(...known.map((rho) => html("option", { value: rho })));
+    range.value = model.get("rho");
+    range.setAttribute("aria-valuetext", say(model.get("rho")));
+  };
+  range.addEventListener("input", () => {
+    const raw = Number(range.value);
+    const close = radii(model.get("stored")).find((rho) => Math.abs(rho - raw) < top() / 60);
+    model.set("rho", close ?? Number(raw.toPrecision(2)));
+    model.save_changes();
+    complain("");
+  });
+  model.on("change:rho", show);
+  model.on("change:stored", show);
+  show();
+  return { inputs: [range, input], node: html("div", { class: "sb-rho" }, node, range, list) };
+}
+
+// --- pictures
+
+const colour = (g, more = "") => `sb-g${g} ${more}`;
+
+function curves(model, shown, lines, { width, height }) {
+  const end = Math.max(...lines.map((l) => l.epochs));
+  const view = picture({ title: "Test accuracy while it trains, %", xLabel: "epoch", yLabel: "",
+    x: { domain: [0, end] }, y: { domain: [0, 102] }, width, height });
+  const { switch: at } = model.get("now");
+  view.draw(
+    at && upright(view, at, "sb-here"),
+    at && note(view, at, 6, "re-weighting begins ", { "text-anchor": "end" }),
+    lines.flatMap(({ curve, look }) => GROUPS.map((name, g) => shown.has(name) && curve.epoch.length > 0
+      && line(view, curve.epoch.map((e, i) => [e, curve[name][i]]), colour(g, look)))),
+  );
+  return view;
+}
+
+function domain(values, room) {
+  const [least, most] = [Math.min(...values), Math.max(...values)];
+  const more = (most - least || 1) * room;
+  return [least - more, most + more];
+}
+
+function overRadius(model, shown, yours, size) {
+  const decay = model.get("weight_decay");
+  const stored = model.get("stored").filter((r) => near(r.weight_decay, decay));
+  const [all, here] = [[...stored, ...yours], model.get("rho")];
+  const names = GROUPS.filter((name) => shown.has(name));
+  const heights = all.flatMap((r) => names.map((name) => r[name]));
+  const view = picture({ title: "Last epoch over ρ, %", xLabel: "ρ; dots stored, rings yours", yLabel: "",
+    x: { domain: domain([0, 0.1, here, ...all.map((r) => r.rho)], 0.04) }, y: { domain: domain(heights.length ? heights : [0, 100], 0.06) }, ...size });
+  const layers = names.map((name) => {
+    const g = GROUPS.indexOf(name);
+    const means = radii(stored).map((rho) => [rho, mean(stored.filter((r) => near(r.rho, rho)).map((r) => r[name]))]);
+    return [line(view, means, colour(g, "sb-thin")), stored.map((r) => dot(view, r.rho, r[name], colour(g), near(r.rho, here) ? 3 : 2)),
+      yours.map((r) => dot(view, r.rho, r[name], colour(g, "sb-ring"), 6))];
+  });
+  view.draw(upright(view, here, "sb-here"), layers);
+  return view;
+}
+
+// λmin and λmax of the rarest class, images fixed (dots, full rings) and as published.
+export function ends(runs, mode, head = false) {
+  return runs.flatMap((r) => r.spectra.filter((s) => s.mode === mode && (s.class === 0) === head)
+    .map((s) => ({ rho: r.rho, ...s })));
+}
+
+function curvature(model, yours, size) {
+  const decay = model.get("weight_decay");
+  const stored = model.get("stored").filter((r) => near(r.weight_decay, decay));
+  const rows = [ends(stored, "clean"), ends(yours, "clean"), ends(yours, "as_published")];
+  const most = rows.flat().flatMap((s) => [s.min, s.max]);
+  const view = picture({ title: "λmin, λmax, rarest class", xLabel: "ρ; rings images fixed, crosses as published", yLabel: "",
+    x: { domain: domain([0, 0.1, ...rows.flat().map((s) => s.rho)], 0.04) }, y: { domain: domain(most.length ? [0, ...most] : [-1, 1], 0.08) }, ...size });
+  const cross = (x, y, kind) => svg("path", { class: kind,
+    d: `M${view.x(x) - 5} ${view.y(y) - 5}l10 10m0 -10l-10 10` });
+  view.draw(level(view, 0, "sb-zero"),
+    rows[0].flatMap((s) => [dot(view, s.rho, s.max, "sb-g1", 2), dot(view, s.rho, s.min, "sb-g3", 2)]),
+    rows[1].flatMap((s) => [dot(view, s.rho, s.max, "sb-g1 sb-ring", 6), dot(view, s.rho, s.min, "sb-g3 sb-ring", 6)]),
+    rows[2].flatMap((s) => [cross(s.rho, s.max, "sb-g1"), cross(s.rho, s.min, "sb-g3")]));
+  return view;
+}
+
+// --- tables
+
+const cells = (tag, values) => html("tr", {}, ...values.map((v) => html(tag, {}, v)));
+
+// What is known of the curvature of one run, in words.
+export function told(run) {
+  const of = (c, mode) => run.spectra.find((s) => s.mode === mode && (s.class === 0) === c);
+  const words = (s) => `λmin ${say(s.min)}, λmax ${say(s.max)}, ratio ${say(Math.abs(s.min / s.max), 2)}`;
+  return [[false, "rarest class"], [true, "head class"]].flatMap(([c, name]) => {
+    const [clean, loose] = [of(c, "clean"), of(c, "as_published")];
+    return clean ? [`${name}, images fixed: ${words(clean)}${loose ? `; as published: ${words(loose)}` : ""}.`] : [];
+  });
+}
+
+function difference(rows) {
+  const sign = (x) => `${x > 0 ? "+" : ""}${say(x)}`;
+  return html("table", {}, cells("th", ["points", "A", "B", "B − A", "noise of seeds", ""]),
+    ...rows.map((r) => cells("td", [r.group, say(r.a), say(r.b), sign(r.difference), `±${say(r.noise, 2)}`, r.word])));
+}
+
+// --- all of it
+
+const NAMES = ["stored", "yours", "now", "table", "rho", "weight_decay", "seed", "pinned", "answer", "method", "scale"];
+
+function render({ model, el }) {
+  el.classList.add("sb-widget", "sb-lab");
+  const kernel = model.get("kernel");
+  const ask = (what, more = {}) => kernel && model.send({ do: what, ...more });
+  const shown = new Set(GROUPS);
+  const hidden = new Set();
+
+  const why = html("p", { class: "sb-bad", role: "alert" });
+  const complain = (text) => { why.textContent = text; };
+  const rho = radius(model, complain);
+  const [decay, seed] = [box(model, "weight_decay", "weight decay", complain), box(model, "seed", "seed", complain)];
+  const picks = ["scale", "method"].map((name) =>
+    choice(model, { name, label: name === "scale" ? "data" : "loss", options: () => model.get(`${name}s`) }));
+  const presets = html("div", { class: "sb-row", role: "group", "aria-label": "Presets" });
+  const guess = html("div", { class: "sb-row", role: "group", "aria-label": "Prediction" });
+  const go = button("Run", () => ask("run"));
+  const halt = button("Stop", () => ask("stop"));
+  go.classList.add("sb-go");
+  const bar = html("progress", { max: 1, value: 0, "aria-label": "Epochs" });
+  const status = html("p", { class: "sb-status", role: "status" });
+  const runs = html("div", { class: "sb-runs", tabindex: 0, role: "region", "aria-label": "Runs" });
+  const pin = button("Pin as A", () => ask("pin"));
+  const head = button("Curvature of the head", () => ask("head"));
+  const clear = button("Clear", () => ask("clear"));
+  const save = button("Export", () => ask("export"));
+  const left = html("div", { class: "sb-left" }, ...picks, presets, rho.node,
+    html("div", { class: "sb-row" }, decay.node, seed.node), why, guess,
+    html("div", { class: "sb-row" }, go, halt, bar), status, runs, html("div", { class: "sb-row" }, pin, head, save, clear));
+
+  const key = html("div", { class: "sb-row", role: "group", "aria-label": "Groups shown" },
+    ...GROUPS.map((name, g) => {
+      const input = html("input", { type: "checkbox" });
+      input.checked = true;
+      input.addEventListener("change", () => { shown[input.checked ? "add" : "delete"](name); draw(); });
+      return html("label", { class: `sb-g${g}` }, input, name);
+    }), html("span", {}, "thin: stored SGD · dashed: A"));
+  const [upper, lower, below] = [html("div", { class: "sb-views sb-whole" }), html("div", { class: "sb-views sb-pair" }), html("div", { class: "sb-table" })];
+  el.append(html("div", { class: "sb-lab-grid" }, left, html("div", { class: "sb-right" }, key, upper, lower, below)));
+
+  for (const { name, ...setting } of model.get("presets")) {
+    presets.append(button(name, () => {
+      for (const [field, value] of Object.entries(setting)) model.set(field, value);
+      model.set("guess", "");
+      model.save_changes();
+    }));
+  }
+  const guesses = [["more", "rise"], ["same", "stay"], ["less", "fall"]].map(([value, words]) =>
+    button(words, () => { model.set("guess", value); model.save_changes(); }));
+  guess.append(html("span", {}, "Against A, the tail will"), ...guesses);
+
+  function table(yours) {
+    const row = (r) => {
+      const seen = html("input", { type: "checkbox", "aria-label": `show ${r.words}` });
+      seen.checked = !hidden.has(r.key);
+      seen.addEventListener("change", () => { hidden[seen.checked ? "delete" : "add"](r.key); draw(); });
+      const choose = button(r.words, () => ask("choose", { key: r.key }));
+      return html("tr", {}, html("td", {}, seen), html("td", {}, choose), html("td", {}, say(r.tail)), html("td", {}, say(r.overall)));
+    };
+    runs.replaceChildren(html("table", {}, cells("th", ["", "your runs", "tail", "overall"]), ...yours.toReversed().map(row)));
+  }
+
+  function draw() {
+    const [now, pinned, stored] = [model.get("now"), model.get("pinned"), model.get("stored")];
+    const setting = { rho: model.get("rho"), weight_decay: model.get("weight_decay") };
+    const mine = model.get("yours");
+    const yours = mine.filter((r) => !hidden.has(r.key));
+    const running = now.state === "running";
+    const stopped = now.state === "stopped" && alike([now], setting).length > 0;
+    const b = mine.findLast((r) => alike([r], setting).length && r.seed === model.get("seed")) ?? average(alike(stored, setting));
+    const a = mine.find((r) => r.key === pinned.key) ?? average(alike(stored, pinned));
+    const sgd = average(alike(stored, { rho: 0, weight_decay: model.get("decay") }));
+    const lines = [sgd && { ...sgd, look: "sb-thin" }, a && !(near(a.rho, 0) && !pinned.key) && { ...a, look: "sb-dashed" },
+      running || (now.key && alike([now], setting).length && !b) ? { ...now, look: "" } : b && { ...b, look: "" }].filter(Boolean);
+    const words = b && !running ? told(b) : [];
+    const size = { width: 300, height: 178 };
+    const views = [curves(model, shown, lines.length ? lines : [{ epochs: now.epochs, curve: now.curve, look: "" }], { width: 610, height: 200 }),
+      overRadius(model, shown, yours, size), curvature(model, yours, size)];
+    upper.replaceChildren(views[0].node);
+    lower.replaceChildren(views[1].node, views[2].node);
+    const result = b ? `${b.words}: ${GROUPS.map((name) => `${name} ${say(b[name])} %`).join(", ")}` : "no run at this setting yet";
+    for (const view of views) view.describe(`${view.title}. ρ ${say(setting.rho)}; ${result}. ${words.join(" ")}`);
+    status.textContent = !kernel ? `${result}. To train, open this chapter in Jupyter and run this cell.`
+      : running || now.bad || stopped ? now.message : [model.get("answer"), `${result}.`, now.message.startsWith("written") ? now.message : ""].filter(Boolean).join(" ");
+    status.classList.toggle("sb-bad", Boolean(now.bad));
+    bar.max = now.epochs;
+    if (running && now.epoch === 0) bar.removeAttribute("value");
+    else bar.value = running || stopped ? now.epoch : 0;
+    for (const node of [go, ...rho.inputs, decay.input, seed.input, ...presets.children, ...guesses, ...picks.map((p) => p.querySelector("select"))])
+      node.disabled = (running && kernel) || (!kernel && node === go);
+    halt.disabled = !running;
+    for (const node of [pin, head, save, clear]) node.disabled = running || !kernel;
+    for (const [i, node] of guesses.entries()) node.setAttribute("aria-pressed", String(model.get("guess") === ["more", "same", "less"][i]));
+    table(mine);
+    below.replaceChildren(...(model.get("table").length && !running ? [difference(model.get("table"))] : []),
+      ...words.map((text) => html("p", {}, text)));
+  }
+  return live(model, [...NAMES, "guess"], draw);
+}
+
+export default { render };
