@@ -208,7 +208,7 @@ class Panel:
 
     def _asked(self, asked: dict[str, Any]) -> None:
         """A button of the picture was pressed."""
-        acts = {"run": self.press, "stop": self.stop, "pin": self.pin}
+        acts: dict[str, Any] = {"run": self.press, "stop": self.stop, "pin": self.pin}
         acts |= {"head": self.head, "export": self.export, "clear": self.clear}
         what = asked.get("do", "")
         if what == "choose":
@@ -369,7 +369,7 @@ def shown(record: Record, spectra: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _now(trial: Any) -> dict[str, Any]:
     """How a trial stands."""
     if trial is None:
-        empty = {"epoch": [], **{name: [] for name in GROUPS}}
+        empty: dict[str, list[Any]] = {name: [] for name in ("epoch", *GROUPS)}
         return {
             "state": "", "message": "", "bad": False, "epoch": 0, "epochs": 1,
             "switch": 0, "curve": empty, "key": "", "rho": 0.0, "weight_decay": 0.0,

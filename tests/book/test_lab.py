@@ -1,0 +1,125 @@
+"""The lab in a real JupyterLab: slide, run, stop, again, restart, reopen."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import pytest
+from conftest import PATIENT
+
+from saddlebook.store import RESULTS
+
+pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]
+CELLS = [
+    "from saddlebook.book.panel import Panel",
+    f"panel = Panel({str(RESULTS)!r}, scale='lab')\npanel",
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Address of a JupyterLab of its own, without settings of the user."""
+    folder = tmp_path_factory.mktemp("lab")
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, folder / "lab.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {f"JUPYTER_{n}_DIR": str(folder / n) for n in ("CONFIG", "RUNTIME")}
+    command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser"]
+    command += [f"--port={port}", "--IdentityProvider.token=", "--LabApp.news_url="]
+    log = (folder / "log").open("w")
+    process = subprocess.Popen(
+        [*command, f"--notebook-dir={folder}"],
+        env=os.environ | places, stdout=log, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield f"http://127.0.0.1:{port}", folder
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+class Visit:
+    """The notebook in a tab."""
+
+    def __init__(self, browser, address: str) -> None:
+        self.context = browser.new_context(viewport={"width": 1366, "height": 700})
+        self.context.set_default_timeout(PATIENT)
+        self.page = self.context.new_page()
+        for _ in range(100):
+            try:
+                self.page.goto(f"{address}/lab/workspaces/own/tree/lab.ipynb?reset")
+                break
+            except Exception:  # the server is not up yet
+                time.sleep(0.3)
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
+        self.lab = self.page.locator(".sb-lab.sb-live")
+
+    def run_all(self) -> None:
+        self.page.wait_for_selector("text=/Python 3.*\\| (Idle|Busy)/")
+        self.page.click("#jp-MainMenu >> text=Run")
+        self.page.click("text=Run All Cells")
+        self.lab.first.wait_for()
+
+    def press(self, words: str) -> None:
+        self.lab.get_by_role("button", name=words, exact=True).click()
+
+    def says(self, words: str) -> None:
+        self.lab.locator(".sb-status", has_text=words).wait_for()
+
+
+def test_a_student_slides_runs_stops_and_comes_back(server, browser):
+    address, folder = server
+    visit = Visit(browser, address)
+    visit.run_all()
+    assert visit.lab.bounding_box()["height"] <= 560
+    assert visit.page.locator(".sb-saved").is_hidden()
+
+    box = visit.lab.locator(".sb-rho input[type=text]")
+    box.fill("abc")
+    box.press("Enter")
+    visit.lab.get_by_role("alert").filter(has_text="0,3").wait_for()
+    visit.press("too large")
+    assert box.input_value() == "0.5"
+    visit.lab.get_by_role("slider").press("ArrowLeft")
+    box.fill("0,123")
+    box.press("Enter")
+
+    visit.press("Run")
+    visit.says("epoch")
+    visit.run_all()  # the cell again, while it trains
+    visit.says("epoch")
+    visit.press("Stop")
+    visit.says("goes on")
+    visit.page.keyboard.press("Control+s")
+    deadline = time.monotonic() + 60
+    while "sb-saved" not in (folder / "lab.ipynb").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    visit.context.close()
+
+    with urllib.request.urlopen(f"{address}/api/kernels") as answer:
+        (kernel,) = json.load(answer)
+    restart = f"{address}/api/kernels/{kernel['id']}/restart"
+    urllib.request.urlopen(urllib.request.Request(restart, method="POST")).close()
+    visit = Visit(browser, address)  # opened later: its kernel knows no widget
+    visit.page.locator(".sb-saved .sb-lab svg").first.wait_for()
+    visit.page.get_by_text("Run this cell").wait_for()
+    assert visit.page.get_by_text("model not found").filter(visible=True).count() == 0
+    visit.run_all()
+    box = visit.lab.locator(".sb-rho input[type=text]")
+    box.fill("0.123")
+    box.press("Enter")
+    visit.press("Run")
+    visit.says("epoch")
+    visit.press("Stop")
+    visit.says("goes on")
+    visit.context.close()
