@@ -35,6 +35,7 @@ def server(tmp_path_factory):
     places = {f"JUPYTER_{n}_DIR": str(folder / n) for n in ("CONFIG", "RUNTIME")}
     command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser"]
     command += [f"--port={port}", "--IdentityProvider.token=", "--LabApp.news_url="]
+    command += ["--ServerApp.disable_check_xsrf=True"]  # to restart its kernel
     log = (folder / "log").open("w")
     process = subprocess.Popen(
         [*command, f"--notebook-dir={folder}"],
@@ -45,6 +46,7 @@ def server(tmp_path_factory):
     finally:
         process.terminate()
         process.wait(30)
+        log.close()
 
 
 class Visit:
@@ -112,7 +114,7 @@ def test_a_student_slides_runs_stops_and_comes_back(server, browser):
     urllib.request.urlopen(urllib.request.Request(restart, method="POST")).close()
     visit = Visit(browser, address)  # opened later: its kernel knows no widget
     visit.page.locator(".sb-saved .sb-lab svg").first.wait_for()
-    visit.page.get_by_text("Run this cell").wait_for()
+    visit.page.locator(".sb-again", has_text="Run this cell").wait_for()
     assert visit.page.get_by_text("model not found").filter(visible=True).count() == 0
     visit.run_all()
     box = visit.lab.locator(".sb-rho input[type=text]")

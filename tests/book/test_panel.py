@@ -279,7 +279,9 @@ def test_a_difference_counts_beside_what_seeds_do(results):
         accuracy = [*record.per_class["last_accuracy"][:7], tail, tail, tail]
         exp = replace(record.experiment, seed=seed)
         per_class = record.per_class | {"last_accuracy": accuracy}
-        return replace(record, experiment=exp, per_class=per_class)
+        last = {"tail": tail, "accuracy": sum(accuracy) / 10}
+        curves = {n: [*v[:-1], last.get(n, v[-1])] for n, v in record.curves.items()}
+        return replace(record, experiment=exp, per_class=per_class, curves=curves)
 
     stored = [like(seed, 50 + 2 * seed) for seed in range(5)]  # sd of the mean: 3.16
     for tail, word in ((60, "within"), (70, "more"), (20, "less")):
