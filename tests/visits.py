@@ -14,7 +14,10 @@ READY = """async () => {
   if (document.querySelector(".math")) await MathJax.startup.promise;
   const waiting = () => [...document.querySelectorAll(".afm-static")]
     .some((el) => !el.querySelector("svg"));
-  while (waiting()) await new Promise((done) => setTimeout(done, 20));
+  while (waiting()) {
+    if (performance.now() > 120000) throw new Error("a widget was never drawn");
+    await new Promise((done) => setTimeout(done, 20));
+  }
 }"""
 
 
