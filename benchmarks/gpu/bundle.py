@@ -19,7 +19,7 @@ from typing import Any
 
 from saddlebook import measure
 from saddlebook.disk import checkpoint
-from saddlebook.disk.files import parse_json, read_whole, write_whole
+from saddlebook.disk.files import parse_json, read_whole, unsealed, write_whole
 from saddlebook.disk.provenance import numerics_digest
 from saddlebook.errors import CorruptError, VerifyError, explained
 from saddlebook.experiment import Experiment
@@ -187,7 +187,7 @@ def _reached(path: Path, content: bytes) -> int:
     """Epoch of a checkpoint or network of the run that its folder names, or spectra."""
     if path.name == "spectra.json":
         with explained(f"{path} holds no spectra", "fetch it again"):
-            return len([dict(item) for item in parse_json(content)])
+            return len([dict(item) for item in unsealed(content)])
     meta, _ = checkpoint.decoded(content, str(path))
     if measure.trained(meta, str(path)).slug != path.parent.name:
         raise CorruptError(f"{path} would be of another run than its folder's")

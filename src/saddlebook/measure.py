@@ -18,7 +18,7 @@ from saddlebook.curvature import hessian
 from saddlebook.curvature.published import MODES
 from saddlebook.data import Dataset, padding, resize
 from saddlebook.disk import checkpoint
-from saddlebook.disk.files import dump_json, load_json, write_whole
+from saddlebook.disk.files import read_whole, sealed, unsealed, write_whole
 from saddlebook.disk.provenance import curvature_digest, is_current, numerics_digest
 from saddlebook.errors import CorruptError, Stopped, explained
 from saddlebook.experiment import Experiment
@@ -112,7 +112,7 @@ def class_items(
     task = prepare(experiment, dataset, device)
     wanted = [i | {"limit": _limit(experiment, task, i["cut"])} for i in wanted]
     origins = {epoch: _origin(path) for epoch, path in weights.items()}
-    found = _kept(file, wanted, origins)
+    found = _kept(file, origins)
     left = [item for item in wanted if _name(item) not in found]
     held_out = resize(dataset.test_images, experiment.image_size).to(device)
     sizes = [_size(experiment, task, item) for item in left]
@@ -124,7 +124,7 @@ def class_items(
         model = load_model(experiment, weights[item["epoch"]], device)
         result = _measured(experiment, task, held_out, model, item, tick)
         found[_name(item)] = result | {"origin": origins[item["epoch"]]}
-        write_whole(file, dump_json(list(found.values())))
+        write_whole(file, sealed(list(found.values())))
         before += size
     done = [found[_name(item)] for item in wanted]
     return [{k: v for k, v in item.items() if k != "origin"} for item in done]
@@ -181,23 +181,20 @@ def _origin(weights: Path) -> dict[str, str]:
 
 
 def _kept(
-    file: Path, wanted: list[dict[str, Any]], origins: Mapping[int, dict[str, str]]
+    file: Path, origins: Mapping[int, dict[str, str]]
 ) -> dict[str, dict[str, Any]]:
     """Spectra measured before, by name, of these weights and by code that is current.
 
-    Files from before origins were kept name none: this code and the limit of this
-    study are taken to be theirs, and noted, so that the next change of code counts.
+    Files with a digest only: one changed digit would else be a number of the record.
     """
-    found, limits = {}, {_name(i | {"limit": ""}): i["limit"] for i in wanted}
+    found: dict[str, dict[str, Any]] = {}
+    if not file.exists():
+        return found
     with explained(f"{file} holds no spectra", "delete it and run again"):
-        for item in load_json(file) if file.exists() else []:
-            if (now := origins.get(item["epoch"])) is None:
-                continue
-            limit = limits.get(_name(item | {"limit": ""}))
-            item = {"limit": limit, "origin": now} | item
-            origin = item["origin"]
+        for item in unsealed(read_whole(file)):
+            now, origin = origins.get(item["epoch"]), item["origin"]
             current = is_current(origin["numerics"], origin["curvature"])
-            if current and origin["weights"] == now["weights"]:
+            if now and current and origin["weights"] == now["weights"]:
                 found[_name(item)] = item
     return found
 

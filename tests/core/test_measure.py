@@ -9,7 +9,7 @@ from saddlebook import data, measure, runner
 from saddlebook.curvature import hessian
 from saddlebook.data import normalise
 from saddlebook.disk import checkpoint, files
-from saddlebook.errors import Stopped
+from saddlebook.errors import CorruptError, Stopped
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.train import train
 from saddlebook.train.run import prepare
@@ -108,7 +108,7 @@ def test_a_stopped_measurement_goes_on_where_it_was(
     kept, seen = tmp_path / "spectra.json", []
     with pytest.raises(Stopped, match="after 1 of"):
         measure.class_items(TINY, digits, weights, halted=kept.exists)
-    before = kept.read_text()
+    before = kept.read_bytes()
     done = measure.class_items(
         TINY, digits, weights, progress=lambda *told: seen.append(told)
     )
@@ -118,7 +118,7 @@ def test_a_stopped_measurement_goes_on_where_it_was(
     assert max(places) <= totals[0]
     assert set(names) == {f"epoch {i['epoch']}, class 9, {i['mode']}" for i in done[1:]}
     assert [item["mode"] for item in done] == [item["mode"] for item in short]
-    assert before.strip("[]\n ") in (tmp_path / "spectra.json").read_text()
+    assert files.unsealed(before)[0] in files.unsealed(kept.read_bytes())
 
 
 @pytest.fixture
@@ -149,28 +149,28 @@ def test_kept_spectra_serve_only_the_weights_and_code_they_come_from(
 ):
     file = lone_spectrum[3].with_name("spectra.json")
     honest = measure.class_items(TINY, digits, lone_spectrum)
-    (kept,) = files.load_json(file)
+    (kept,) = files.unsealed(file.read_bytes())
     planted = kept | {"lambda_min": -99.0}
-    file.write_bytes(files.dump_json([planted]))
+    file.write_bytes(files.sealed([planted]))
     assert measure.class_items(TINY, digits, lone_spectrum)[0]["lambda_min"] == -99.0
     origin = planted["origin"] | {changed: "0" * 16}
-    file.write_bytes(files.dump_json([planted | {"origin": origin}]))
+    file.write_bytes(files.sealed([planted | {"origin": origin}]))
     assert measure.class_items(TINY, digits, lone_spectrum) == honest
 
 
-def test_spectra_kept_before_origins_were_are_taken_as_this_code_s(
+def test_a_kept_spectrum_with_one_digit_changed_is_named_and_left(
     digits, lone_spectrum
 ):
     file = lone_spectrum[3].with_name("spectra.json")
-    honest = measure.class_items(TINY, digits, lone_spectrum)
-    old = honest[0] | {"lambda_min": -99.0}
-    for item in (old, {k: v for k, v in old.items() if k != "limit"}):
-        file.write_bytes(files.dump_json([item]))
-        assert (
-            measure.class_items(TINY, digits, lone_spectrum)[0]["lambda_min"] == -99.0
-        )
-    file.write_bytes(files.dump_json([old | {"limit": 7}]))
-    assert measure.class_items(TINY, digits, lone_spectrum) == honest
+    (honest,) = measure.class_items(TINY, digits, lone_spectrum)
+    told = f'"lambda_max": {honest["lambda_max"]}'
+    assert told in file.read_text()
+    changed = file.read_text().replace(told, told.replace("1", "7").replace("2", "3"))
+    for content in (changed, "[]", changed[:200]):
+        file.write_text(content)
+        with pytest.raises(CorruptError, match="holds no spectra"):
+            measure.class_items(TINY, digits, lone_spectrum)
+        assert file.read_text() == content
 
 
 def test_a_record_with_spectra_answers_by_class_epoch_and_mode(tmp_path):

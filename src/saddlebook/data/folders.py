@@ -245,8 +245,11 @@ def find_own(name: str, root: Path) -> sources.Source:
         train, test = _divided(_listed(folder))
     if odd := sorted(set(train) ^ set(test)):
         raise DataError(f"{folder}: train and test differ in the classes {odd[:10]}")
+    files = _files(train, test)
+    if dead := [path for path in files if not path.exists()]:
+        raise DataError(f"{dead[0]} is a link to nothing; bring it back or delete it")
     return sources.Source(
-        sources.fingerprint(_files(train, test)),
+        sources.fingerprint(files),
         partial(_splits, train, test),
         tuple(train),
     )

@@ -125,6 +125,25 @@ def dump_json(value: Any) -> bytes:
     return text.encode() + b"\n"
 
 
+def sealed(value: Any) -> bytes:
+    """JSON with its own SHA-256, for files that only this library writes."""
+    return dump_json({"content": value, "digest": sha256(dump_json(value))})
+
+
+def unsealed(content: bytes) -> Any:
+    """What was ``sealed``.
+
+    Raises:
+        ValueError: It is not as it was written, or something else.
+    """
+    held = parse_json(content)
+    if not isinstance(held, dict) or set(held) != {"content", "digest"}:
+        raise ValueError("no digest of its own")
+    if held["digest"] != sha256(dump_json(held["content"])):
+        raise ValueError("digest mismatch: it was damaged or edited")
+    return held["content"]
+
+
 def load_json(path: str | os.PathLike[str]) -> Any:
     """Read JSON as ``parse_json`` does.
 
