@@ -49,15 +49,34 @@ def build(
     if one_of("scale", scale, SCALES) == "quick":
         raise UsageError("a quick book is no evidence; build it at lite or full scale")
     root = Path(root).resolve()
+    final = root / "_build" / "html"
     with locked(root / "_build" / "book.lock", "the book"):
+        _restore(final)
         pages = execute_all(root, scale=scale, results=results, device=device)
         stage = _stage(root, pages, Path(results))
         made = _sphinx(root, stage)
         check_pages(made, entries(root))
-        final = root / "_build" / "html"
-        shutil.rmtree(final, ignore_errors=True)
-        made.replace(final)
+        _publish(made, final)
     return final
+
+
+def _publish(made: Path, final: Path) -> None:
+    """Put new pages in the place of the old ones; never a part of either.
+
+    A kill between the two renames leaves the old ones beside, see ``_restore``.
+    """
+    old = final.with_name("old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.replace(old)
+    made.replace(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore(final: Path) -> None:
+    old = final.with_name("old")
+    if old.exists() and not final.exists():
+        old.replace(final)
 
 
 def _stage(root: Path, pages: Mapping[str, Any], results: Path) -> Path:
