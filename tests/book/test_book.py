@@ -1,6 +1,10 @@
 """The pipeline from chapter to page: what it lets through and what it refuses."""
 
+import os
 import shutil
+import sys
+import threading
+import time
 from pathlib import Path
 
 import nbformat
@@ -10,8 +14,10 @@ from hypothesis import strategies as st
 from records import record
 
 from saddlebook import book
-from saddlebook.book import chapters, page
-from saddlebook.errors import UsageError, VerifyError
+from saddlebook.book import chapters, gather, page
+from saddlebook.book.build import _publish, _restore
+from saddlebook.disk.files import locked
+from saddlebook.errors import LockedError, UsageError, VerifyError
 from saddlebook.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
@@ -320,3 +326,70 @@ def test_the_cost_of_a_page_counts_a_training_once():
     assert page.provenance([measured, trained])["Cost"].startswith("12 s of training")
     other = record(Experiment(reweight="drw", seed=1))
     assert page.provenance([measured, other])["Cost"].startswith("25 s of training")
+
+
+def test_a_chapter_waits_for_runs_in_another_hand(tmp_path, capsys):
+    lock, let_go = locked(tmp_path / "lock", "run x"), threading.Event()
+
+    def hold():
+        with lock:
+            let_go.wait(20)
+
+    def share():
+        with locked(tmp_path / "lock", "run x"):
+            return "made"
+
+    other = threading.Thread(target=hold)
+    other.start()
+    threading.Timer(1.5, let_go.set).start()
+    while not (tmp_path / "lock").exists():
+        time.sleep(0.01)
+    with pytest.raises(LockedError, match="run x"):
+        gather.wait_for_others(share, patience=0)
+    assert gather.wait_for_others(share) == "made"
+    other.join()
+
+
+STEPS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
+
+
+def test_a_kill_while_pages_are_replaced_leaves_the_old_or_the_new(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    final = Path("html")
+
+    def write(folder, text):
+        (Path(folder) / "deep").mkdir(parents=True)
+        for name in ("a", "b", "deep/c"):
+            (Path(folder) / name).write_text(text)
+
+    def content():
+        return [p.read_text() for p in sorted(final.rglob("*")) if p.is_file()]
+
+    write("html", "old")
+    codes, place = set(), 0
+    while 0 not in codes:  # each turn is killed one step later
+        write("new", f"{place}")
+        before = content()
+        child = os.fork()
+        if child == 0:
+            left = [place]
+
+            def hook(event, arguments, left=left):
+                if event in STEPS:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        os._exit(9)
+
+            sys.addaudithook(hook)
+            _publish(Path("new"), final)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _restore(final)
+        assert content() in (before, 3 * [f"{place}"])
+        codes.add(code)
+        shutil.rmtree("new", ignore_errors=True)
+        place += 1
+    assert codes == {0, 9}
+    assert place > 4

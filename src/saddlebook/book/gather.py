@@ -9,19 +9,21 @@ the reader's own copy, and without it the chapter shows the stored spectrum.
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
 from saddlebook import data, measure, studies
 from saddlebook.curvature import hessian
 from saddlebook.curvature.spectrum import Spectrum
-from saddlebook.errors import DataError
+from saddlebook.errors import DataError, LockedError
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import claims, readme
 from saddlebook.store import RESULTS, Found, Store
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from saddlebook.findings.claims import Family
     from saddlebook.findings.readme import Card
     from saddlebook.record import Record
+
+T = TypeVar("T")
 
 
 def gather(
@@ -127,7 +131,8 @@ def make(
     """Train, measure and store runs in processes of their own, under one bar.
 
     The kernel only watches: should it die, its workers die with it, and the same
-    chapter goes on from their checkpoints, which lie beside ``results``.
+    chapter goes on from their checkpoints, which lie beside ``results``. What another
+    process has in hand is left to it and waited for.
 
     Args:
         experiments: Without a record, of one scale.
@@ -147,19 +152,41 @@ def make(
     board = Board()
     board.say(f"{len(experiments)} runs to make at {experiments[0].scale} scale")
     progress = Progress.over(experiments, file=board)
+    share = partial(
+        crew.share,
+        experiments,
+        devices,
+        results=results,
+        work=results.parent / WORK,
+        data_root=data_root,
+        watcher=progress,
+        note=board.note,
+    )
     try:
-        crew.share(
-            experiments,
-            devices,
-            results=results,
-            work=results.parent / WORK,
-            data_root=data_root,
-            watcher=progress,
-            note=board.say,
-        )
+        wait_for_others(share)
     finally:
         progress.close()
     board.say(f"{len(experiments)} runs made")
+
+
+def wait_for_others(make: Callable[[], T], patience: float = math.inf) -> T:
+    """Make runs; those that another process has in hand, after it has let go of them.
+
+    Args:
+        make: Makes or finds all of them; called again and again.
+        patience: Seconds to wait in all.
+
+    Raises:
+        LockedError: The other process still has them; it is named.
+    """
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            return make()
+        except LockedError:  # locks end with their owner, however it dies
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(1)
 
 
 class Board(io.TextIOBase):
@@ -176,6 +203,7 @@ class Board(io.TextIOBase):
 
         self._plain = "JPY_SESSION_NAME" not in os.environ  # set by Jupyter's server
         self._began = self._printed = time.monotonic()
+        self._noted: set[str] = set()
         self._place: Any = display(self._shown(""), raw=True, display_id=True)
 
     def _shown(self, text: str) -> dict[str, str]:
@@ -195,6 +223,12 @@ class Board(io.TextIOBase):
         """Print a line at once."""
         self._printed = time.monotonic()
         print(line, flush=True)
+
+    def note(self, line: str) -> None:
+        """Print a line, the first time."""
+        if line not in self._noted:
+            self._noted.add(line)
+            self.say(line)
 
 
 def experiment(optimizer: str = "sgd", scale: str = "lite") -> Experiment:

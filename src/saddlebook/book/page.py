@@ -12,18 +12,17 @@ import inspect
 import math
 import os
 import textwrap
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saddlebook.book.chapters import PARAMETERS, check_injected, check_types
-from saddlebook.book.gather import make
+from saddlebook.book.gather import make, wait_for_others
 from saddlebook.book.sheets import badge, card, fitting, markup, word_of
-from saddlebook.errors import LockedError, UsageError
+from saddlebook.errors import UsageError
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import claims
 from saddlebook.findings.claims import typeset
@@ -224,20 +223,15 @@ class Page:
         seeds = self.seeds or sorted({exp.seed for exp in experiments})[:3]
         full = self.on([exp for exp in experiments if exp.seed in seeds])
         chosen = [at_scale(exp, "quick") for exp in full]
-        give_up = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                return runner.run_all(
-                    list(dict.fromkeys(chosen)),
-                    results=self.results,
-                    work=self.results / "quick" / "work",
-                    device=self.device,
-                    data_root=self.data,
-                )
-            except LockedError:  # another chapter has one in hand
-                if time.monotonic() > give_up:
-                    raise
-                time.sleep(1)
+        run = partial(
+            runner.run_all,
+            list(dict.fromkeys(chosen)),
+            results=self.results,
+            work=self.results / "quick" / "work",
+            device=self.device,
+            data_root=self.data,
+        )
+        return wait_for_others(run, _PATIENCE)  # another chapter may have one in hand
 
     def value(self, name: str, x: Any, fmt: str = "") -> None:
         """Publish a number for the prose: ``{glue:text}`name``` shows it.
