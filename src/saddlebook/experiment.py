@@ -209,7 +209,9 @@ class Experiment:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Experiment:
-        """Build from a mapping, refusing unknown names."""
+        """Build from a mapping, refusing unknown names and all that is no mapping."""
+        if not isinstance(values, Mapping):
+            raise UsageError(f"an experiment is named values, not {type(values)}")
         known = [field.name for field in fields(cls)]
         for name in values:
             one_of("experiment field", name, known)

@@ -42,6 +42,7 @@ NOISES = (
 # The best overall accuracy of each in ``tuning`` at lite, as a test asserts
 _PGD: dict[str, Any] = {"optimizer": "pgd", "noise": 1.0}
 _LPF: dict[str, Any] = {"optimizer": "lpf", "noise": 8e-3}
+_MOST_WORKERS = 999
 _SEEDS = (*SEEDS, *FRESH_SEEDS, *TUNING_SEEDS)
 _FULL: dict[str, Any] = {"precision": "bf16", "test_every": 5}
 _OF_IMAGES = (
@@ -381,5 +382,5 @@ def check_values(given: Mapping[str, Any]) -> None:
                 f"dataset {value!r}: a page has its own data set; give folder:NAME to "
                 "make it of your own images"
             )
-        elif name == "workers" and value < 1:
-            raise UsageError(f"workers {value} must be at least 1")
+        elif name == "workers" and not 1 <= value <= _MOST_WORKERS:
+            raise UsageError(f"workers must be at least 1, at most {_MOST_WORKERS}")

@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
@@ -34,6 +35,7 @@ from saddlebook.store import Store
 
 _GOES_ON = (LockedError, NumericalError)  # of one run; the others are not touched
 _PATIENCE = 20  # seconds that a worker has to save its state after a stop
+_SILENCE = 900  # seconds without a word after which a worker at work is named
 
 
 def devices(device: str, workers: int = 1) -> list[str]:
@@ -96,6 +98,7 @@ class _Crew:
     note: Callable[[str], None]
     busy: dict[Any, list[Experiment]] = field(default_factory=dict)
     processes: dict[Any, Any] = field(default_factory=dict)
+    heard: dict[Any, float] = field(default_factory=dict)
     troubles: list[SaddlebookError] = field(default_factory=list)
 
     def work(self, devices: Sequence[str], options: dict[str, Any]) -> None:
@@ -124,11 +127,25 @@ class _Crew:
                 self._hear(pipe)
             for pipe in [p for p, group in self.busy.items() if not group]:
                 self._order(pipe)
+            self._name_silent()
             if self.watcher.stopped() and not told_to_stop:
                 told_to_stop = True
                 self._stop()
 
+    def _name_silent(self) -> None:
+        """Say once which worker may hang; slow or asleep, it is left alone."""
+        now = time.monotonic()
+        for pipe, group in self.busy.items():
+            if now - self.heard.get(pipe, now) > _SILENCE:
+                self.heard[pipe] = math.inf
+                self.note(
+                    f"the worker of {group[0].slug} (pid {self.processes[pipe].pid}) "
+                    f"has said nothing for {_SILENCE / 60:.0f} minutes; if it hangs, "
+                    "stop this command and run it again: it continues"
+                )
+
     def _hear(self, pipe: Any) -> None:
+        self.heard[pipe] = time.monotonic()
         try:
             what, *rest = pipe.recv()
         except (EOFError, OSError):
@@ -170,6 +187,7 @@ class _Crew:
         if ready:
             self.left.remove(ready[0])
             self.busy[pipe] = ready[0]
+            self.heard[pipe] = time.monotonic()
             pipe.send(ready[0])
         elif not self.left:
             del self.busy[pipe]

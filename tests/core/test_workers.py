@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from saddlebook import progress, runner, studies
+from saddlebook import progress, runner, studies, workers
 from saddlebook.__main__ import main
 from saddlebook.disk.files import locked
 from saddlebook.experiment import Experiment, at_scale
@@ -138,3 +138,17 @@ def test_a_run_with_sam_is_twice_the_work_and_one_training_counts_once():
     both = [*measured, *(e.training for e in measured)]
     assert progress.total(both) == pytest.approx(progress.total(measured))
     assert progress.total(measured) > progress.total([e.training for e in measured])
+
+
+def test_a_worker_without_a_word_is_named_once(monkeypatch):
+    monkeypatch.setattr(workers, "_SILENCE", 60)
+    lines = []
+    crew = workers._Crew([], Progress(1, show=False), lines.append)
+    crew.busy, crew.processes = {"pipe": CONTROL[:1]}, {"pipe": os}
+    monkeypatch.setattr(os, "pid", 7, raising=False)
+    for ago, told in ((0, 0), (59, 0), (61, 1)):
+        crew.heard["pipe"] = time.monotonic() - ago
+        crew._name_silent()
+        crew._name_silent()
+        assert len(lines) == told
+    assert f"{CONTROL[0].slug} (pid 7) has said nothing for 1 minutes" in lines[0]

@@ -13,10 +13,12 @@ import io
 import os
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,7 +97,8 @@ def _loaded(content: bytes) -> Any:
             if damaged := archive.testzip():  # PyTorch does not look
                 raise ValueError(f"{damaged} is not what was written")
     file.seek(0)
-    with torch.serialization.safe_globals(_PLAIN):
+    plain = torch.serialization.safe_globals(_PLAIN)
+    with plain, warnings.catch_warnings(action="ignore"):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
@@ -113,9 +116,10 @@ def _refused(path: str, error: Exception) -> str:
             f"{path} names code ({named[1]}), and code in a checkpoint is never run; "
             "save model.state_dict() alone"
         )
-    return (
-        f"{path} is damaged or no PyTorch checkpoint ({reason(error)}); save it again"
-    )
+    why = reason(error)
+    if isinstance(error, UnpicklingError):  # its text says how to run the rest
+        why = "not tensors and plain values alone"
+    return f"{path} is damaged or no PyTorch checkpoint ({why}); save it again"
 
 
 def _unwrapped(content: Any) -> dict[str, Tensor]:
