@@ -75,8 +75,9 @@ bench: $(READY)  ## the benchmarks, each a table
 	$(BIN)/python benchmarks/saddles.py
 
 faults: $(READY)  ## kills, damage and bad input, counted; LONG=1 for all of it
-	$(BIN)/python benchmarks/faults.py --kills $(if $(LONG),200,60) \
-	  --damage $(if $(LONG),500,40)
+	nice $(BIN)/python benchmarks/faults/sweep.py --kills $(if $(LONG),200,60) \
+	  --damage $(if $(LONG),500,40) $(if $(LONG),--long) \
+	  --snakemake "$$(command -v snakemake)"
 
 check: lint type test  ## lint, types, tests, records
 	$(BIN)/saddlebook verify
