@@ -30,7 +30,7 @@ from saddlebook.store import Store
 
 Row = dict[str, Any]
 Check = Callable[[Any], bool]
-_RUNS = {"os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "compile"}
+_RUNS = {"os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "exec"}
 _watched: list[list[str]] = []  # an audit hook stays for ever, so it asks here
 
 
@@ -41,7 +41,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """Events of programs that start, or code that is compiled, in the block."""
+    """Events of programs that start, or code that runs, in the block."""
     if not getattr(sys, "_saddlebook_watch", False):
         sys.addaudithook(_hook)
         sys._saddlebook_watch = True  # type: ignore[attr-defined]
@@ -53,7 +53,14 @@ def watched() -> Iterator[list[str]]:
 
 
 def refused_or_read(read: Callable[[], Any]) -> bool:
-    """Whether a reader gave a value or one line, and ran nothing."""
+    """Whether a reader gave a value or one line, and ran nothing.
+
+    What only a first reading imports does not count: it is read twice.
+    """
+    return _once(read)[0] and (_once(read) == (True, []))
+
+
+def _once(read: Callable[[], Any]) -> tuple[bool, list[str]]:
     with watched() as ran:
         try:
             read()
@@ -63,7 +70,7 @@ def refused_or_read(read: Callable[[], Any]) -> bool:
             well = False
         else:
             well = True
-    return well and not ran
+    return well, ran
 
 
 _CODE = [
