@@ -273,7 +273,8 @@ def saddles(scale: str = "lite", results: str | Path = RESULTS) -> Card:
         f"tail's most negative curvature is {fixed.full.text} of its largest in the "
         f"paper's own setting. The ratio of {crops.printed} that the paper prints "
         f"comes back, as {crops.full.text}, with its own procedure only, which draws "
-        "new crops of the images in every product."
+        "new crops of the images in every product. "
+        + spectra_claims.flattening(tables.pick(runs.spectra, scale=scale))
     )
     return _card(
         "Is it saddles?", "the tail ends at saddles, SAM leaves them", answer,

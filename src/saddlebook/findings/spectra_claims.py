@@ -339,6 +339,19 @@ def times(factors: Mapping[int, float]) -> str:
     return f"×{middle:.2f} ({math.exp(low):.2f} to {math.exp(high):.2f})"
 
 
+def flattening(table: pd.DataFrame) -> str:
+    """What SAM does to both ends at equal loss before the switch, as a sentence."""
+    early = table[table["stage"] <= SWITCH]
+    low, high = (
+        times(factor_by_seed(at_equal_loss(early, end)))
+        for end in ("lambda_min", "lambda_max")
+    )
+    return (
+        "SAM does flatten: where both fit a class equally well, before the switch, its "
+        f"most negative curvature is {low} that of SGD, and its largest {high}."
+    )
+
+
 def equal_loss_sheet(
     shown: pd.DataFrame, last: pd.DataFrame, early: pd.DataFrame
 ) -> pd.DataFrame:
