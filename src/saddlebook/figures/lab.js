@@ -32,7 +32,7 @@ export function average(runs) {
   const curve = { epoch: first.curve.epoch };
   for (const name of GROUPS)
     curve[name] = first.curve[name].map((_, i) => mean(runs.map((r) => r.curve[name][i])));
-  return { ...first, curve, words: `stored, mean of ${runs.length} seeds`,
+  return { ...first, curve, spectra: [], words: `stored, mean of ${runs.length} seeds`,
     ...Object.fromEntries(GROUPS.map((name) => [name, mean(runs.map((r) => r[name]))])) };
 }
 
@@ -97,7 +97,7 @@ function curves(model, shown, lines, { width, height }) {
   const end = Math.max(...lines.map((l) => l.epochs));
   const view = picture({ title: "Test accuracy while it trains, %", xLabel: "epoch", yLabel: "",
     x: { domain: [0, end] }, y: { domain: [0, 102] }, width, height });
-  const { switch: at } = model.get("now");
+  const at = lines.find((l) => l.switch)?.switch;
   view.draw(
     at && upright(view, at, "sb-here"),
     at && note(view, at, 6, "re-weighting begins ", { "text-anchor": "end" }),
