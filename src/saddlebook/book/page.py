@@ -134,6 +134,13 @@ class Page:
         shown = f"```python\n{text}\n```\n*Source: `{where}`*"
         _display({"text/markdown": shown, "text/plain": text})
 
+    def snippet(self, name: str) -> None:
+        """Show lines for a user's own loop: a file of the book that tests run, too."""
+        path = RESULTS.parent / "book/snippets" / f"{name}.py"
+        text = path.read_text(encoding="utf-8").rstrip()
+        shown = f"```python\n{text}\n```"
+        _display({"text/markdown": shown, "text/plain": text})
+
     def records(
         self, *wanted: str | Callable[[], Sequence[Experiment]] | Sequence[Experiment]
     ) -> list[Record]:
