@@ -95,8 +95,8 @@ page.snippet("trainer")
 # %% [markdown]
 # What the tests train with these files: a network with batch norm on a long tail of
 # scikit-learn's digits. *By hand* is SAM in ten lines of plain autograd, written for
-# the test. The lower four are skipped, and say so, where the package is absent;
-# `pip install "saddlebook[frameworks]"` from a checkout brings all three.
+# the test. The lower three are skipped, and say so, where the package is absent;
+# `pip install ".[frameworks]"` in a checkout brings all three.
 #
 # | snippet | precision | trains | ends where |
 # |---|---|---|---|
@@ -123,6 +123,7 @@ page.snippet("losses")
 # %% [markdown]
 # ## Your own images
 #
+# This part needs `pip install ".[book]"` in a checkout: it reads images and makes tables.
 # Put them into one folder per class, all in a folder with a name; or into `train` and
 # `test` with the class folders in each. Without `test` a fifth of every class tests,
 # always the same. Here the folder is made of digits, with fewer and fewer images:
