@@ -6,7 +6,6 @@ whose runs take a second and carry a banner, does asking for records train.
 
 from __future__ import annotations
 
-import ast
 import html
 import inspect
 import math
@@ -21,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from saddlebook.book.chapters import PARAMETERS, check_injected, check_types
 from saddlebook.book.gather import make, wait_for_others
-from saddlebook.book.sheets import badge, card, fitting, markup, word_of
+from saddlebook.book.sheets import (
+    badge,
+    card,
+    fitting,
+    markup,
+    without_docstring,
+    word_of,
+)
 from saddlebook.errors import UsageError
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import claims
@@ -129,7 +135,7 @@ class Page:
         """Show the library's own source of ``thing``, so text and code cannot drift."""
         text = textwrap.dedent(inspect.getsource(thing)).rstrip()
         if not docstring:
-            text = _without_docstring(text)
+            text = without_docstring(text)
         where = f"{thing.__module__}.{thing.__qualname__}"
         shown = f"```python\n{text}\n```\n*Source: `{where}`*"
         _display({"text/markdown": shown, "text/plain": text})
@@ -410,16 +416,6 @@ def _code_of(records: Any) -> str:
 
 def _distinct(values: Any) -> str:
     return ", ".join(sorted({str(value)[:40] for value in values if value})) or "?"
-
-
-def _without_docstring(text: str) -> str:
-    node = ast.parse(text).body[0]
-    if not isinstance(node, ast.FunctionDef | ast.ClassDef) or not ast.get_docstring(
-        node
-    ):
-        return text
-    doc, lines = node.body[0], text.splitlines()
-    return "\n".join(lines[: doc.lineno - 1] + lines[doc.end_lineno :])
 
 
 def _pairs(rows: Mapping[str, str]) -> str:

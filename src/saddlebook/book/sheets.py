@@ -5,6 +5,7 @@ Knows tables and cards; no record, no page.
 
 from __future__ import annotations
 
+import ast
 import html
 import math
 import re
@@ -134,3 +135,14 @@ def write_front(root: Path) -> None:
     write_whole(root / "book/_static/page-one.svg", style.standalone(figure))
     every = readme.every_finding(readme.findings(results=root / "results"))
     write_whole(root / "results/findings.md", every.encode())
+
+
+def without_docstring(text: str) -> str:
+    """Source of a function or class without its docstring."""
+    node = ast.parse(text).body[0]
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef) or not ast.get_docstring(
+        node
+    ):
+        return text
+    doc, lines = node.body[0], text.splitlines()
+    return "\n".join(lines[: doc.lineno - 1] + lines[doc.end_lineno :])
