@@ -4,8 +4,8 @@
 # When some classes have a hundred times fewer images than others, networks learn the
 # rare ones, the *tail*, badly. {cite:t}`rangwani2022escaping` say why: re-weighting the
 # loss makes the network converge to *saddle points* in the loss of the rare classes, and
-# *sharpness-aware minimisation* (SAM) with a large radius escapes them. We ran the paper
-# again, with seeds, error bounds and the controls it lacks.
+# *sharpness-aware minimisation* (SAM) with a large radius escapes them. We ran
+# [the paper](https://arxiv.org/abs/2212.13827) again, with seeds, error bounds and the controls it lacks.
 
 # %% tags=["parameters", "remove-cell"]
 scale = "lite"

@@ -15,7 +15,7 @@ from records import record
 
 from saddlebook import book
 from saddlebook.book import chapters, gather, page
-from saddlebook.book.build import _publish, _restore
+from saddlebook.book.build import _publish, _restore, explained, meanings
 from saddlebook.disk.files import locked
 from saddlebook.errors import LockedError, UsageError, VerifyError
 from saddlebook.experiment import Experiment
@@ -393,3 +393,13 @@ def test_a_kill_while_pages_are_replaced_leaves_the_old_or_the_new(
         place += 1
     assert codes == {0, 9}
     assert place > 4
+
+
+def test_the_first_use_of_a_word_on_a_page_carries_its_meaning():
+    words = meanings((ROOT / "book/notation.md").read_text())
+    assert words["SAM"].startswith("sharpness-aware minimisation")
+    body = "<h1>SAM</h1><p>CE+SAM <code>SAM</code> and SAM, SAM</p><script>SAM</script>"
+    told = explained(body, {"SAM": 'a "b"'})
+    marked = '<abbr class="sb-term" tabindex="0" title="a &quot;b&quot;">SAM</abbr>'
+    assert told == body.replace("and SAM", f"and {marked}")
+    assert explained(body, words).count("<abbr") == 1

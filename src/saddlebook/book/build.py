@@ -3,7 +3,8 @@
 Knows folders; no tensor. The build itself runs no code and no network. How a chapter is
 run is in ``chapters``.
 
-As a Sphinx extension (``setup``) it keeps the pages free of outside scripts.
+As a Sphinx extension (``setup``) it keeps the pages free of outside scripts, and
+explains the first use of a word on each page.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from saddlebook.book.chapters import (
 from saddlebook.disk.files import locked, write_whole
 from saddlebook.errors import UsageError, VerifyError, one_of
 
-_SOURCES = ("_config.yml", "_toc.yml")
+_SOURCES = ("_config.yml", "_toc.yml", "CITATION.cff")
 
 
 def build(
@@ -187,7 +188,51 @@ def _clean(app: Any, pagename: str, template: str, context: Any, doctree: Any) -
     context["script_files"] = kept
 
 
+# Where no word is explained: code, pictures, tables, links, titles and formulas
+_APART = re.compile(
+    r"(<(script|style|svg|pre|code|table|a|h\d|summary|button|label|noscript)\b.*?</\2>"
+    r"|<(span|div) class=\"math.*?</\3>|<[^>]*>)",
+    re.DOTALL,
+)
+
+
+def meanings(notation: str) -> dict[str, str]:
+    """Words and what they mean, from the table in ``notation.md``."""
+    table = notation.partition("\n## Words\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] != "word"}
+
+
+def explained(body: str, words: Mapping[str, str]) -> str:
+    """A page with the first use of every word marked with its meaning."""
+    names = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+    word = re.compile(rf"(?<![\w+-])({names})(?![\w+-])")
+    seen: set[str] = set()
+
+    def mark(found: re.Match[str]) -> str:
+        if found[1] in seen:
+            return found[1]
+        seen.add(found[1])
+        told = html.escape(words[found[1]])
+        return f'<abbr class="sb-term" tabindex="0" title="{told}">{found[1]}</abbr>'
+
+    parts, end = [], 0
+    for apart in _APART.finditer(body):
+        parts += [word.sub(mark, body[end : apart.start()]), apart[0]]
+        end = apart.end()
+    return "".join([*parts, word.sub(mark, body[end:])])
+
+
+def _explain(
+    app: Any, pagename: str, template: str, context: Any, doctree: Any
+) -> None:
+    notation = Path(app.srcdir) / "book/notation.md"
+    if pagename.startswith("book/") and "body" in context:
+        context["body"] = explained(context["body"], meanings(notation.read_text()))
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("html-page-context", _clean, priority=900)
+    app.connect("html-page-context", _explain)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
