@@ -121,8 +121,8 @@ def card(one: Card) -> str:
         f'<p><a href="{one.page}.html">{html.escape(one.more)} →</a></p>'
     )
     return (
-        f'<article class="sb-card"><div>{words}</div>'
-        f"<div>{picture}{markup(numbers, kind='sb-numbers')}</div></article>"
+        f'<section class="sb-card"><div>{words}</div>'
+        f"<div>{picture}{markup(numbers, kind='sb-numbers')}</div></section>"
     )
 
 
