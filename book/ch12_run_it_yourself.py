@@ -164,6 +164,21 @@ page.table(
 # `saddlebook/studies.py`, run the study with the same seeds, and the book, built again,
 # carries your verdict.
 #
+# ## What was done to break it
+#
+# A sweep kills the commands above at random moments, fills the disk, changes bytes,
+# starts rivals and feeds in what is wrong or hostile. *Survived* means: named in one
+# line with what to do, or without effect, and in the end the same records as an
+# undisturbed run.
+
+# %% tags=["remove-input"]
+told = report.faults()
+page.table(report.faults_table(told), report.faults_setting(told))
+
+# %% [markdown]
+# Nought tried means: not run yet. `make faults` repeats it; `make faults LONG=1` takes
+# hours and tries more.
+#
 # ## What could be wrong
 #
 # - Times were taken on machines that may have had other work to do; take them as an

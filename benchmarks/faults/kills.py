@@ -62,6 +62,7 @@ def _small(*words: str, **more: Any) -> Command:
 
 
 _CHECKOUT, _RECORDS = ("checkout",), ("small", "run", "few", *_FULL)
+_PAGES = ("small", "book", "--scale", "full")
 _CHAPTER = ("papermill", "in.ipynb", "out.ipynb", "--no-progress-bar")
 _CHAPTER += ("-p", "scale", "full", "-p", "train", "True")
 _SEND = ("gpu", "send.py", "control", "--scale", "quick", "--seeds", "0")
@@ -79,7 +80,7 @@ COMMANDS = {
     "papermill alone": Command(_CHAPTER, _MARK, "parent", (_CHECKOUT,)),
     "kernel alone": Command(_CHAPTER, _MARK, "kernel", (_CHECKOUT,)),
     "reproduce": _small("reproduce", mark=_MARK, before=(_CHECKOUT,)),
-    "book": _small("book", mark="_build/*", before=(_CHECKOUT, _RECORDS)),
+    "book": Command(_PAGES, "_build/*", before=(_CHECKOUT, _RECORDS)),
     "Snakemake": Command(
         ("snakemake", "--quiet", "all"), "_build/workflow/quick/*", before=(_CHECKOUT,)
     ),

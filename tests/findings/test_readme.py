@@ -137,6 +137,16 @@ def test_only_what_stands_between_the_marks_is_replaced():
     assert readme.inserted(new, "new") == new
 
 
+def test_the_readme_s_promises_quote_the_counts_of_the_sweep():
+    text, told = (ROOT / "README.md").read_text(), report.faults()
+    assert readme.inserted(text, sheets.reliability(told), "faults") == text, RUN
+    assert {"tried", "survived", "lost", "seconds", "date"} <= set(told["rows"][0])
+    for row in told["rows"]:
+        assert row["tried"] - row["survived"] == row["lost"]
+    total = sum(row["tried"] for row in told["rows"] if row["kind"] == "kill")
+    assert f"the same command again | {total} |" in text
+
+
 def test_a_readme_without_marks_is_refused():
     with pytest.raises(UsageError, match="to write between"):
         readme.inserted("nothing here", "")

@@ -9,7 +9,7 @@ import ast
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pandas as pd
 from saddlebook.disk.files import write_whole
 from saddlebook.figures import style
 from saddlebook.figures.accuracy import plot_cards
-from saddlebook.findings import readme
+from saddlebook.findings import readme, report
 from saddlebook.findings.claims import typeset
 from saddlebook.findings.inference import WORDS
 from saddlebook.findings.readme import Card
@@ -127,9 +127,11 @@ def card(one: Card) -> str:
 
 
 def write_front(root: Path) -> None:
-    """Write the README's first screen, its picture, and the table of all findings."""
+    """Write what the README and ``results/findings.md`` say of records and counts."""
     found, front = readme.cards(results=root / "results"), root / "README.md"
     text = readme.inserted(front.read_text(), readme.first_screen(found))
+    counted = reliability(report.faults(root / "results"))
+    text = readme.inserted(text, counted, "faults")
     figure = style.figure_of(plot_cards(found))
     write_whole(front, text.encode())
     write_whole(root / "book/_static/page-one.svg", style.standalone(figure))
@@ -146,3 +148,11 @@ def without_docstring(text: str) -> str:
         return text
     doc, lines = node.body[0], text.splitlines()
     return "\n".join(lines[: doc.lineno - 1] + lines[doc.end_lineno :])
+
+
+def reliability(told: Mapping[str, Any]) -> str:
+    """What ``make faults`` counted, by kind, as Markdown."""
+    table = report.faults_table(told, "kind")
+    rows = [(str(name), *map(str, row)) for name, row in table.iterrows()]
+    head = ("what was done", "tried", "survived", "lost")
+    return f"{report.faults_setting(told)}:\n\n{readme.as_table([head, *rows])}"

@@ -43,7 +43,6 @@ _FINDINGS = """# All findings
 Made by `make front`; rule and words: [notation](../book/notation.md). Claims are judged
 at laptop scale; *full scale* is the paper's own setting.
 """
-_START, _END = "<!-- found -->", "<!-- /found -->"
 
 
 class Finding(NamedTuple):
@@ -414,14 +413,15 @@ def as_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
 
 
-def inserted(text: str, shown: str) -> str:
+def inserted(text: str, shown: str, mark: str = "found") -> str:
     """``text`` with ``shown`` between its marks.
 
     Raises:
         UsageError: The marks are not there.
     """
-    before, start, rest = text.partition(_START)
-    _, end, after = rest.partition(_END)
+    first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, start, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not start or not end:
-        raise UsageError(f"no {_START} … {_END} to write between")
+        raise UsageError(f"no {first} … {last} to write between")
     return f"{before}{start}\n{shown}\n{end}{after}"

@@ -19,6 +19,7 @@ import pandas as pd
 
 from saddlebook import data
 from saddlebook.data import sources
+from saddlebook.disk.files import load_json
 from saddlebook.errors import UsageError, one_of
 from saddlebook.experiment import OWN
 from saddlebook.findings import inference
@@ -390,3 +391,47 @@ def through_training(records: Iterable[Record]) -> pd.DataFrame:
         table.insert(0, "method", exp.method)
         parts.append(table)
     return pd.concat(parts, ignore_index=True)
+
+
+def faults(results: str | Path = RESULTS) -> dict[str, Any]:
+    """The counts that ``make faults`` left: settings, and rows of what was tried.
+
+    Raises:
+        UsageError: They are not there.
+    """
+    path = Path(results) / "faults.json"
+    if not path.exists():
+        raise UsageError(f"no {path}; run: make faults")
+    return dict(load_json(path))
+
+
+_KINDS = {
+    "kill": "killed at a random moment (SIGKILL), then the same command again",
+    "fault": "full disks, failing writes, rivals, clocks that jump, workers that hang",
+    "damage": "a byte changed, or the end cut off, in a file of ours or of others",
+    "input": "wrong or hostile words, parameters, images, archives, checkpoints",
+    "long run": "epochs, chapters and books in one process, memory watched",
+}
+
+
+def faults_table(told: Mapping[str, Any], by: str = "what") -> pd.DataFrame:
+    """Tried, survived and lost, by ``what`` was tried or by ``kind``.
+
+    By ``what``, rows that are not run yet stand at nought.
+    """
+    rows = pd.DataFrame(told["rows"])
+    if by == "what":
+        rows = pd.concat([rows, pd.DataFrame({"what": told["left"]})]).fillna(0)
+    rows["tried by"] = rows["kind"].map(_KINDS) if by == "kind" else rows["what"]
+    counts = ["tried", "survived", "lost"]
+    return rows.groupby("tried by", sort=False)[counts].sum().astype(int)
+
+
+def faults_setting(told: Mapping[str, Any]) -> str:
+    """When, of which code, with which seed, how long; how many rows are not run yet."""
+    rows = len(told["rows"]) + len(told["left"])
+    left = f"; {len(told['left'])} of {rows} rows are not run yet" * bool(told["left"])
+    return (
+        f"Counted by make faults on {told['date']}, commit {told['commit'][:9]}, "
+        f"seed {told['seed']}, in {told['seconds'] / 60:.0f} minutes{left}"
+    )
