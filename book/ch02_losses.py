@@ -41,7 +41,7 @@ page.claim(
         for n, d in zip(tail["contrast"], tail["paper"], strict=True)
     ),
     "main table, CIFAR-10-LT, rows without SAM",
-    claims.sentences(tail),
+    claims.sentence(tail),
     claims.counts(judged),
     report.cost(runs),
 )
@@ -184,30 +184,11 @@ page.verdict(claims.counts(judged), "of the six claims.")
 #
 # Three ways to favour rare classes are one formula with four tensors, so that in this
 # book's engine runs that differ in the loss differ in data only.
-
-# %% tags=["remove-input"]
-page.conclude()
-
-# %% [markdown]
+#
 # 1. In the toy, set `counts` to equal numbers. Which curves coincide, and why does
 #    LDAM's not?
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    With equal counts VS adds the same to every logit and divides by one: it is
-#    cross-entropy. LDAM still takes its largest margin off the true class.
-#
-#    </details>
-#
 # 2. In the figure of weights, which $\beta$ would treat all classes of CIFAR-10-LT
 #    almost alike?
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    The one whose $1/(1-\beta)$ lies far below the smallest class: $\beta = 0.9$ stops
-#    telling classes apart beyond ten images, and the rarest has 50.
-#
-#    </details>
 
 # %% tags=["remove-input"]
 page.footer()

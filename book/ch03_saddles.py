@@ -42,7 +42,7 @@ page.claim(
     "SAM amplifies the gradient along negative curvature by (1 + ρλ)², so a large "
     "radius escapes saddles.",
     "Theorem 1; poster",
-    f"The factor is right at every radius, within {worst:.1f} standard "
+    f"the factor is right at every radius, within {worst:.1f} standard "
     "errors; but where it first exceeds 1 on our grid, at ρ|λ| = "
     f"{turn.a:g}, the mean step is {turn.drift:.2f} times SGD's: towards "
     "the saddle, not away.",
@@ -269,30 +269,17 @@ page.table(
 # starts where the drift has already turned to the saddle. On quadratics no radius of
 # SAM leaves a saddle sooner than SGD except by overshoot, noise opens the trap for
 # *small* radii, and the plausible benefit is low curvature early.
-
-# %% tags=["remove-input"]
-page.conclude()
-
-# %% [markdown]
+#
 # 1. In the explorer, choose plain SAM with $a = 3$ and raise the step size until it
 #    escapes. Does $1 + 2/(\eta\lvert\lambda\rvert)$ predict where?
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    Yes: $3 > 1 + 2/(\eta\lvert\lambda\rvert)$ needs $\eta\lvert\lambda\rvert > 1$,
-#    and that is where it starts to swing out.
-#
-#    </details>
-#
 # 2. With SAM as used, $\rho = 0.2$ and $\sigma = 0.1$, find the smallest momentum that
 #    lets half of the walkers leave the double well.
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    Start from the scene *Double well with noise*, set the two values, and raise the
-#    momentum step by step; the text says how many walkers reach a minimum.
-#
-#    </details>
+
+# %% tags=["remove-input"]
+told = f"(1 + ρλ)² holds within {worst:.1f} standard errors; where it "
+told += f"exceeds 1, the mean step leads to the saddle ({turn.drift:.2f} "
+told += f"times SGD's at a = {turn.a:g})."
+page.verdict(found, told)
 
 # %% tags=["remove-input"]
 page.footer()

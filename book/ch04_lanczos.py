@@ -47,7 +47,7 @@ page.claim(
     "the extreme nodes of one stochastic Lanczos run, 100 steps, are λmin "
     "and λmax of a class's Hessian.",
     "released code, hessian.py; slides p. 9–19",
-    "Exact for an operator that stays the same. For one that is positive "
+    "exact for an operator that stays the same. For one that is positive "
     "but changes from product to product the released recurrence reports "
     f"|λmin/λmax| = {cells['changing', 'before']:.2f}; along its vector the "
     f"curvature is at least {again.lowest:+.2g} in every new draw.",
@@ -228,29 +228,16 @@ figures.show(
 # Lanczos finds both ends of a spectrum in some dozen products, and one more product
 # tells how far to trust each. It needs re-orthogonalisation, a stop when the space runs
 # out, and one fixed operator.
-
-# %% tags=["remove-input"]
-page.conclude()
-
-# %% [markdown]
+#
 # 1. In *Play*, choose `"edge"`. How many steps until both ends are numbers? Why do more
 #    seeds not help?
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    Many: the ends have close neighbours, and an end converges at the pace of its gap.
-#    Another start vector does not change the gap.
-#
-#    </details>
-#
-# 2. Call `known.known_causes(steps=10)` and `steps=200`. Which of the four cells change?
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    Those of the changing operator. A fixed one has converged by then; a changing one
-#    never does, so its numbers depend on when one stops.
-#
-#    </details>
+# 2. Call `known.causes(steps=10)` and `steps=200`. Which of the four cells change?
+
+# %% tags=["remove-input"]
+told = f"Ratios on a positive operator: fixed {cells['fixed', 'before']:.2g}, "
+told += f"changing {cells['changing', 'after']:.2g} with β after and "
+told += f"{cells['changing', 'before']:.2g} as released."
+page.verdict(found, told)
 
 # %% tags=["remove-input"]
 page.footer()

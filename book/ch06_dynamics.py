@@ -24,6 +24,8 @@ from saddlebook.figures import spectra
 from saddlebook.findings import claims, report, spectra_claims, tables
 
 page = Page("ch06_dynamics", vars())
+
+# %% tags=["remove-input"]
 runs = gather.with_spectra(page)
 table = tables.spectra_table(runs)
 printed = tables.published_dynamics(report.paper("dynamics"))
@@ -42,7 +44,7 @@ page.claim(
     "with SGD rare classes become non-convex once re-weighting starts, SAM "
     f"prevents it; |λmin/λmax| at the end of five classes: {ends}",
     "dynamics figure",
-    claims.sentences(judged),
+    claims.sentence(judged),
     claims.counts(judged),
     report.cost(runs) if runs else "",
 )
@@ -203,30 +205,11 @@ page.value("settled", claims.counts(judged))
 # The rise of the ratio at the switch is what the released measurement shows; with images
 # fixed the ratio falls through training, most of it early: {glue:text}`settled`. Before
 # the switch SGD has the larger $\lambda_{\max}$, as chapter 3 predicted.
-
-# %% tags=["remove-input"]
-page.conclude()
-
-# %% [markdown]
+#
 # 1. In the browser choose a rare class, mode *clean*, and step through the epochs. Which
 #    end changes most at the switch?
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    Look at both dots left and right of the dotted line, not at their ratio: it can
-#    rise because either end moves.
-#
-#    </details>
-#
 # 2. Pass `mode="as_published"` to `plot_spectra_through_training` for `lambda_max`. Are the
 #    two measurements closer at this end?
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    The upper end has one far outlier, which each redrawn matrix shares; the lower end
-#    has none. So expect the upper end to agree better.
-#
-#    </details>
 
 # %% tags=["remove-input"]
 page.footer()

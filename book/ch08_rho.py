@@ -38,7 +38,7 @@ page.claim(
     "With re-weighting the tail rises with the radius while overall accuracy "
     f"peaks and falls: {sweeps.shape(printed)}.",
     "rho ablation, CIFAR-10-LT, CE+DRW+SAM, read off the poster's figure",
-    claims.sentences(judged),
+    f"{sweeps.shape(ours)}. {setting}",
     claims.verdict(judged, "i"),
     report.cost(records) if records else "",
 )
@@ -197,11 +197,7 @@ page.value("turn", claims.measured(looked["turn"], records))
 #
 # The radius trades groups against each other. Up to the radius of the main table the tail
 # rises with it and overall accuracy too; beyond, both fall.
-
-# %% tags=["remove-input"]
-page.conclude()
-
-# %% [markdown]
+#
 # 1. In the panel choose CIFAR-10-LT, seed 0 and a radius from the table. Does your ring
 #    lie on a stored dot? Change the seed to one that is not stored: how far do seeds
 #    move it, beside another processor?

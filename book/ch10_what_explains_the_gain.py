@@ -46,7 +46,7 @@ page.claim(
     "SAM with a large radius escapes the saddles of rare classes, and so "
     "raises their accuracy",
     "abstract",
-    claims.sentences(judged),
+    claims.sentence(judged),
     claims.counts(judged),
     report.cost(seen) if seen else "",
 )
@@ -163,11 +163,7 @@ page.table(
 # ## Summary and exercises
 #
 # Three hypotheses on one curve: {glue:text}`counts`.
-
-# %% tags=["remove-input"]
-page.conclude()
-
-# %% [markdown]
+#
 # 1. In `studies.one_curve` the line has four weight decays. Fit it to three. Which knob
 #    moves most?
 # 2. Draw `overall` instead of `tail`. Is there one curve, too?

@@ -22,13 +22,7 @@ from saddlebook import figures
 from saddlebook.book import Page, gather
 from saddlebook.curvature import published
 from saddlebook.figures import spectra
-from saddlebook.findings import (
-    claims,
-    readme,
-    report,
-    spectra_claims,
-    tables,
-)  # fmt: skip
+from saddlebook.findings import claims, report, spectra_claims, tables
 from saddlebook.theory import oddities
 
 page = Page("ch11_as_published", vars())
@@ -50,10 +44,7 @@ page.claim(
     "rare classes end at a large |λmin/λmax|: class 8 at "
     f"{printed['CE+DRW']:g} with SGD, {printed['CE+DRW+SAM']:g} with SAM",
     "poster; measured by the released analysis",
-    [
-        *gather.answer(page, readme.saddles),
-        *claims.sentences(judged.iloc[1:3]),
-    ],
+    claims.sentence(judged),
     claims.counts(judged),
     report.cost(runs) if runs else "",
 )
@@ -256,30 +247,11 @@ page.value("floor30", oddities.cosine_floor(10, 30), ".1e")
 # the procedure names as most negative is no direction of large negative curvature: along
 # it, curvature is positive in the tail with SGD at the seeds measured, and negative in
 # class 5 and in every SAM network, so no claim about its sign survives the correction.
-
-# %% tags=["remove-input"]
-page.conclude()
-
-# %% [markdown]
+#
 # 1. In the table of ways to measure, compare `redrawn` with `frozen`. Both see
 #    augmented images; what is the one difference?
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    Frozen draws its augmentations once, so every product sees one matrix; redrawn
-#    draws them in each product.
-#
-#    </details>
-#
 # 2. Take `counts = sb.data.class_counts(5000, 10, 10)`. How far apart are the shares of the
 #    classes before the switch, and how far after it?
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    `counts` over their sum are the shares before the switch,
-#    `oddities.class_shares(counts)` those after it.
-#
-#    </details>
 
 # %% tags=["remove-input"]
 page.footer()

@@ -35,8 +35,8 @@ page.value("hours", seconds.sum() / 3600, ".1f")
 page.claim(
     "no hardware, time or memory is stated in the sources at hand",
     "poster, slides, code",
-    f"A run takes {typical['sgd']:.0f} s with SGD and {typical['sam']:.0f} s "
-    f"with SAM; {report.setting(records)}.",
+    f"a run takes {typical['sgd']:.0f} s with SGD and {typical['sam']:.0f} s "
+    f"with SAM; {report.setting(records)}",
     cost=report.cost(records),
 )
 
@@ -196,22 +196,8 @@ page.table(report.faults_table(told), report.faults_setting(told))
 # 1. In the first visible cell, set `reweight="none"`. The key changes, as every changed
 #    field changes it. What happens to the tail accuracy of the toy, and why may you not
 #    conclude anything from it?
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    One run of a tiny network on digits: another seed moves it by more than the field
-#    does.
-#
-#    </details>
-#
 # 2. Run `python -m saddlebook run control --scale quick` twice. Expect the second call
 #    to return at once.
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    `run` trains only what has no record; the second call finds all of them.
-#
-#    </details>
 
 # %% tags=["remove-input"]
 page.footer()

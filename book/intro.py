@@ -136,24 +136,8 @@ page.table(
 #
 # 1. Give `report.cells` the argument `choice="best"`: the released code's habit of taking
 #    the best epoch on the test set. Expect all accuracies to rise.
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    The released code logs the best epoch; `report.by_method` has both, in the column
-#    `choice`.
-#
-#    </details>
-#
 # 2. Judge a family without the four control lines. Expect the adjusted p-values to fall,
 #    and explain why choosing the family after looking would be cheating.
-#
-#    <details><summary>Hint and solution</summary>
-#
-#    Holm multiplies the smallest p-value by the number of claims in the family. A
-#    family chosen after looking is one of many, and the correction does not know the
-#    others.
-#
-#    </details>
 
 # %% tags=["remove-input"]
 page.footer()

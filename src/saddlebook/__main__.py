@@ -1,4 +1,4 @@
-"""The command line: ``python -m saddlebook run|status|verify|reproduce|book|spectra``.
+"""The command line: ``python -m saddlebook run|large|status|verify|spectra|…``.
 
 exit codes: 0 ok · 2 usage · 3 data · 4 checkpoint or record corrupt · 5 numerical ·
 6 environment · 7 disk or memory · 8 locked · 9 verification failed · 75 stopped and
@@ -20,6 +20,8 @@ import torch
 
 from saddlebook import __version__, data, runner, studies, workers
 from saddlebook.command import spectra
+from saddlebook.data.large import counted_large, find_large, pack
+from saddlebook.disk.files import parse_json
 from saddlebook.errors import (
     CorruptError,
     MachineError,
@@ -33,8 +35,9 @@ from saddlebook.errors import (
 from saddlebook.experiment import SCALES, Experiment
 from saddlebook.store import Store
 from saddlebook.studies import check_values, chosen_seeds
+from saddlebook.train.large import told_once
 
-_COMMANDS = ("run", "status", "verify", "reproduce", "book", "spectra")
+_COMMANDS = ("run", "status", "verify", "reproduce", "book", "spectra", "large")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     book = _command(commands, "book", _book, "execute the chapters, build the book")
     book.add_argument("--scale", default="lite")
     book.add_argument("--results", default="results")
+    _add_large(_command(commands, "large", _large, "a large set; under torchrun"))
     own = _command(commands, "spectra", _spectra, "class spectra of your network")
     spectra.add_options(own)
     return parser
@@ -141,6 +145,25 @@ def _add_study(command: Any, optional: bool = False) -> None:
     command.add_argument("--results", default="results")
     command.add_argument("--dataset", default="", help="folder:NAME, your own images")
     command.add_argument("--seeds", help="such as 0,1,2; default: all of the study's")
+
+
+def _add_large(command: Any) -> None:
+    add = command.add_argument
+    add("dataset", help="imagenet-lt, inaturalist18 or lists:NAME")
+    add("--method", default="CE+DRW", help="such as LDAM+DRW+SAM")
+    add("--seed", type=int, default=0)
+    add("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="of Experiment")
+    _add_data(command)
+    add("--images", help="folder the paths of the split files start from; like --data")
+    add("--device", default="cpu", help="cpu or cuda; of each process its own")
+    add("--readers", type=int, default=4, help="processes that read images, for each")
+    add("--compile", action="store_true", help="compile the network")
+    add("--work", default=runner.WORK, help="folder of checkpoints")
+    add("--results", default="results")
+    add("--save-every", type=float, default=300.0, help="seconds")
+    add("--check", action="store_true", help="read lists and files, train nothing")
+    add("--pack", action="store_true", help="write the map for --set pipeline=mapped")
+    add("--quiet", action="store_true", help="no progress bar")
 
 
 def _experiments(options: argparse.Namespace) -> list[Experiment]:
@@ -244,6 +267,59 @@ def _verify_spectra(paths: list[str]) -> int:
 
 def _spectra(options: argparse.Namespace) -> int:
     return spectra.measure_spectra(options, lambda text: print(printable(text)))
+
+
+def _large_experiment(options: argparse.Namespace) -> Experiment:
+    runs = {e.method.split()[0]: e for e in studies.large(options.dataset)}
+    chosen = runs[one_of("method", options.method, runs)]
+    given = dict(word.partition("=")[::2] for word in options.set)
+    values = {name: _value(text) for name, text in given.items()}
+    changed = chosen.to_dict() | {"seed": options.seed} | values
+    if "rho" in values:
+        changed["rho_steps"] = values.get("rho_steps", [])
+    return Experiment.from_dict(changed)
+
+
+def _value(text: str) -> Any:
+    try:
+        return parse_json(text.encode())
+    except ValueError:
+        return text
+
+
+def _large(options: argparse.Namespace) -> int:
+    with told_once():
+        experiment = _large_experiment(options)
+        read = (
+            replace(experiment, pipeline="torchvision") if options.pack else experiment
+        )
+        lists = find_large(read, options.data or ".", options.images)
+        experiment = counted_large(experiment, lists)
+    sizes = [
+        len(group) for group in data.groups(experiment, lists.class_counts).values()
+    ]
+    if options.pack:
+        print(f"wrote {pack(lists, experiment.image_size, options.readers)}")
+    if options.check or options.pack:
+        print(
+            f"{experiment.slug}: {len(lists.train.paths)} images to train, "
+            f"{len(lists.test.paths)} to test, {sizes} classes in head, mid, tail"
+        )
+        return 0
+    first = os.environ.get("RANK", "0") == "0"
+    progress = runner.Progress.over([experiment], show=first and not options.quiet)
+    with progress.signals():
+        try:
+            record = runner.run_large(
+                experiment, lists, device=options.device, work=options.work,
+                results=options.results, watcher=progress, readers=options.readers,
+                compiled=options.compile, save_every=options.save_every,
+            )  # fmt: skip
+        finally:
+            progress.close()
+    if record:
+        print(f"{record.experiment.slug}: {record.accuracy.overall:.1f} % overall")
+    return 0
 
 
 def _reproduce(options: argparse.Namespace) -> int:

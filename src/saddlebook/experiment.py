@@ -24,43 +24,49 @@ DATASETS = {
     "cifar100": (100, 500, 32),
     "digits": (10, 80, 8),
 }
+# Name: classes; long-tailed as they are, trained by ``train/large.py``
+LARGE = {"imagenet-lt": 1000, "inaturalist18": 8142}
+LISTED = "lists:"  # before the name of a user's own set with split files like theirs
 OWN = "folder:"  # before the name of a folder of a user's own images
-_OWN_NAME = re.compile(OWN + r"[A-Za-z0-9][\w.-]*")
+_OWN_NAME = re.compile(f"(?:{OWN}|{LISTED})" + r"[A-Za-z0-9][\w.-]*")
+_SMALL_MODELS, _LARGE_MODELS = ("resnet32", "resnet8"), ("resnet50", "resnet18")
 _CHOICES = {
-    "scale": SCALES,
-    "dataset": (*DATASETS, OWN + "NAME"),
-    "imbalance": ("exp", "step", "as_is"),
-    "model": ("resnet32", "resnet8"),
-    "loss": ("ce", "ldam", "vs", "focal"),
-    "reweight": ("none", "effective", "drw"),
-    "optimizer": ("sgd", "sam", "pgd", "lpf"),
-    "sam_epochs": ("all", "before", "after"),
-    "sam_bn": ("both", "first"),
+    "dataset": (*DATASETS, OWN + "NAME", *LARGE, LISTED + "NAME"), "scale": SCALES,
+    "optimizer": ("sgd", "sam", "pgd", "lpf"), "reweight": ("none", "effective", "drw"),
+    "sam_epochs": ("all", "before", "after"), "model": _SMALL_MODELS + _LARGE_MODELS,
+    "imbalance": ("exp", "step", "as_is"), "loss": ("ce", "ldam", "vs", "focal"),
+    "pipeline": ("torchvision", "mapped"), "sam_climb": ("batch", "shard"),
+    "schedule": ("steps", "cosine"), "sam_bn": ("both", "first"),
     "precision": PRECISIONS,
-}
+}  # fmt: skip
 _AT_LEAST = {
     "imbalance_factor": 1, "width": 1, "epochs": 1, "batch_size": 2, "lpf_samples": 1,
     "test_every": 1, "drw_epoch": 0, "seed": 0, "image_size": 4, "rho": 0, "noise": 0,
     "weight_decay": 0, "momentum": 0, "vs_gamma": 0, "focal_gamma": 0, "max_count": 1,
-    "spectra_images": 1, "classes": 3,
+    "spectra_images": 1, "classes": 3, "shards": 1,
 }  # fmt: skip
 # Field: (the field that heeds it, by which of its values). Anything else would be the
 # same training under another key
 _HEEDED = {
-    "rho": ("optimizer", ("sam",)),
-    "sam_epochs": ("optimizer", ("sam",)),
-    "sam_bn": ("optimizer", ("sam",)),
-    "noise": ("optimizer", ("pgd", "lpf")),
-    "lpf_samples": ("optimizer", ("lpf",)),
-    "vs_gamma": ("loss", ("vs",)),
-    "vs_tau": ("loss", ("vs",)),
-    "ldam_max_margin": ("loss", ("ldam",)),
-    "ldam_scale": ("loss", ("ldam",)),
-    "focal_gamma": ("loss", ("focal",)),
+    "rho": ("optimizer", ("sam",)), "sam_epochs": ("optimizer", ("sam",)),
+    "sam_bn": ("optimizer", ("sam",)), "rho_steps": ("optimizer", ("sam",)),
+    "sam_climb": ("optimizer", ("sam",)), "noise": ("optimizer", ("pgd", "lpf")),
+    "lpf_samples": ("optimizer", ("lpf",)), "vs_gamma": ("loss", ("vs",)),
+    "vs_tau": ("loss", ("vs",)), "ldam_max_margin": ("loss", ("ldam",)),
+    "ldam_scale": ("loss", ("ldam",)), "focal_gamma": ("loss", ("focal",)),
     "beta": ("reweight", ("effective", "drw")),
     "imbalance_factor": ("imbalance", ("step", "exp")),
     "max_count": ("imbalance", ("step", "exp")),
-}
+}  # fmt: skip
+# Field: what it can be with a large set, and with another
+_LARGE: dict[str, tuple[Any, ...]] = {
+    "scale": ("full",), "imbalance": ("as_is",), "model": (*_LARGE_MODELS, "resnet8"),
+    "loss": ("ce", "ldam", "vs"), "optimizer": ("sgd", "sam"), "spectra_at": ((),),
+}  # fmt: skip
+_SMALL: dict[str, tuple[Any, ...]] = {
+    "model": _SMALL_MODELS, "schedule": ("steps",), "rho_steps": ((),), "shards": (1,),
+    "sam_climb": ("batch",), "pipeline": ("torchvision",),
+}  # fmt: skip
 _NEEDED = {"sam": "rho", "pgd": "noise", "lpf": "noise"}  # 0 would be SGD
 
 
@@ -72,12 +78,15 @@ class Experiment:
         scale: ``full`` (the paper's setting), ``lite``, ``lab`` or ``quick``; see
             ``at_scale``.
         dataset: ``cifar10``, ``cifar100``, ``digits``, or ``folder:NAME`` for your own
-            images in class folders (``data.load`` says where).
+            images in class folders (``data.load`` says where); ``imagenet-lt``,
+            ``inaturalist18``, or ``lists:NAME`` for your own with such split files.
         imbalance_factor: n_max/n_min, at least 1.
-        imbalance: ``exp`` or ``step``; ``as_is`` keeps the counts of your own images.
+        imbalance: ``exp`` or ``step``; ``as_is`` keeps the counts of your own images
+            and of the large sets.
         max_count: Images of the largest class; None is all of them.
         image_size: Pixels; smaller than the dataset's means box-averaged.
-        model: ``resnet32`` or ``resnet8``; LDAM takes a cosine head.
+        model: ``resnet32`` or ``resnet8``, of large sets ``resnet50``, ``resnet18`` or,
+            for small images, ``resnet8``; LDAM takes a cosine head.
         width: Channels of the first stage.
         loss: ``ce``, ``ldam``, ``vs`` or ``focal``.
         reweight: ``none``, ``effective`` (always) or ``drw`` (after ``drw_epoch``).
@@ -107,6 +116,15 @@ class Experiment:
         seed: Of initial weights, order and augmentation; the split is always seed 0.
         classes: Of your own images, their number; ``run`` fills it in.
         images_digest: Of your own images, 16 hex digits; ``run`` fills it in.
+        schedule: Of the learning rate on large sets: ``steps`` or ``cosine``.
+        rho_steps: Four radii instead of ``rho``, see ``optim.stepped_radius``.
+        shards: Parts of a batch that have batch-norm statistics of their own, as one
+            GPU each had in the released code; processes share them out evenly, so that
+            their number decides nothing. 1: statistics of the whole batch.
+        sam_climb: SAM climbs the gradient of the ``batch`` (as published), or each
+            ``shard`` climbs its own (m-SAM, one exchange a step instead of two).
+        pipeline: ``torchvision``, or ``mapped``: crops on the device from images that
+            were brought to one size before; a deviation.
 
     Raises:
         UsageError: A value out of range, an unknown name, or a value that the other
@@ -148,6 +166,11 @@ class Experiment:
     seed: int = 0
     classes: int | None = None
     images_digest: str = ""
+    schedule: str = "steps"
+    rho_steps: tuple[float, ...] = ()
+    shards: int = 1
+    sam_climb: str = "batch"
+    pipeline: str = "torchvision"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -158,6 +181,7 @@ class Experiment:
                 one_of(name, getattr(self, name), known)
         self._check_ranges()
         self._check_heeded()
+        self._check_large()
 
     def _check_heeded(self) -> None:
         """Refuse what the training would not heed."""
@@ -170,15 +194,14 @@ class Experiment:
                 )
         if self.spectra_images and not self.spectra_at:
             raise UsageError("spectra_images has no effect without spectra_at")
-        if not self.is_own and (self.classes or self.images_digest):
-            raise UsageError("classes and images_digest are of folder:NAME only")
-        if not self.is_own and self.imbalance == "as_is":
+        of_own = (self.classes, self.images_digest, self.imbalance == "as_is")
+        if not self.is_own and any(of_own[: 2 if self.is_large else 3]):
             raise UsageError(
-                f"imbalance 'as_is' is of folder:NAME only; {self.dataset} has equal "
-                "classes: take imbalance_factor=1"
+                "imbalance 'as_is', classes and images_digest are of folder:NAME only; "
+                f"{self.dataset} has its own: take imbalance_factor=1 for equal ones"
             )
         needed = _NEEDED.get(self.optimizer)
-        if needed and not getattr(self, needed):
+        if needed and not getattr(self, needed) and not self.rho_steps:
             raise UsageError(
                 f"optimizer {self.optimizer!r} with {needed} 0 is SGD; give {needed}, "
                 "or take optimizer='sgd'"
@@ -200,12 +223,23 @@ class Experiment:
                 f"drw_epoch {self.drw_epoch}: DRW would never start in {self.epochs} "
                 "epochs; lower drw_epoch or take reweight='none'"
             )
-        if self.optimizer == "lpf" and self.batch_size % self.lpf_samples:
-            size = f"batch_size {self.batch_size}"
-            raise UsageError(f"lpf_samples {self.lpf_samples} must divide {size}")
+        for name in ["shards"] + ["lpf_samples"] * (self.optimizer == "lpf"):
+            if self.batch_size % (count := getattr(self, name)):
+                size = f"batch_size {self.batch_size}"
+                raise UsageError(f"{name} {count} must divide {size}")
         if any(not 0 <= epoch <= self.epochs for epoch in self.spectra_at):
             within = f"0..{self.epochs}"
             raise UsageError(f"spectra_at {self.spectra_at} must lie in {within}")
+
+    def _check_large(self) -> None:
+        """Refuse what is not for this kind of set."""
+        for name, values in (_LARGE if self.is_large else _SMALL).items():
+            if (value := getattr(self, name)) not in values:
+                known = " or ".join(map(repr, values))
+                raise UsageError(f"{name} {value!r}: {self.dataset} takes {known}")
+        steps, other = self.rho_steps, self.rho or self.sam_epochs != "all"
+        if steps and (len(steps) != 4 or min(steps) < 0 or other):
+            raise UsageError(f"rho_steps {steps}: four radii, without rho, sam_epochs")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Experiment:
@@ -219,7 +253,8 @@ class Experiment:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, defaults included, as JSON values."""
-        return asdict(self) | {"spectra_at": list(self.spectra_at)}
+        given = asdict(self)
+        return given | {n: list(v) for n, v in given.items() if isinstance(v, tuple)}
 
     @property
     def key(self) -> str:
@@ -246,9 +281,8 @@ class Experiment:
     @property
     def slug(self) -> str:
         """Readable file name, unique together with the key."""
-        data = f"{self.dataset.removeprefix(OWN)}lt{self.imbalance_factor:g}"
-        if self.imbalance == "as_is":
-            data = f"{self.dataset.removeprefix(OWN)}-as-is"
+        kind = f"lt{self.imbalance_factor:g}" if self.imbalance != "as_is" else "-as-is"
+        data = self.dataset.rpartition(":")[2] + ("" if self.is_large else kind)
         method = self.method.lower().replace(" ", "-").replace("+", "-")
         return f"{data}_{method}_s{self.seed}_{self.key}"
 
@@ -266,12 +300,19 @@ class Experiment:
         if self.optimizer == "sam":
             suffix += "" if self.sam_epochs == "all" else f" {self.sam_epochs}"
             suffix += "" if self.sam_bn == "both" else " bn=first"
+            suffix += "" if self.sam_climb == "batch" else " per shard"
+        suffix += "" if self.pipeline == "torchvision" else " mapped"
         return "+".join(parts) + suffix
 
     @property
     def is_own(self) -> bool:
         """Whether the images are the user's own."""
         return bool(_OWN_NAME.fullmatch(self.dataset))
+
+    @property
+    def is_large(self) -> bool:
+        """Whether ``train/large.py`` trains it: images stay on disk."""
+        return self.dataset in LARGE or (self.dataset.startswith(LISTED))
 
     @property
     def num_classes(self) -> int:
@@ -281,17 +322,19 @@ class Experiment:
                 f"the classes of {self.dataset} are not counted yet; run does that, or "
                 "data.counted(experiment, data.load(experiment.dataset, root))"
             )
-        return self.classes or DATASETS[self.dataset][0]
+        return self.classes or LARGE.get(self.dataset) or DATASETS[self.dataset][0]
 
     @property
     def largest_class(self) -> int:
-        """n_max: ``max_count``, or all images of a class; 0 for own images as is."""
-        return self.max_count or (0 if self.is_own else DATASETS[self.dataset][1])
+        """n_max: ``max_count``, or all images of a class; 0 where counts are as is."""
+        return self.max_count or DATASETS.get(self.dataset, (0, 0))[1]
 
 
 def _typed(name: str, default: Any, value: Any) -> Any:
     """Bring a value to its field's type, so that 50 and 50.0 are one experiment."""
     try:
+        if name == "rho_steps":
+            return tuple(_typed("rho", 0.0, radius) for radius in value)
         if name == "spectra_at":
             return tuple(sorted({_whole(epoch) for epoch in value}))
         if name in ("max_count", "spectra_images", "classes"):

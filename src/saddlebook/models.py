@@ -11,6 +11,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -138,11 +140,19 @@ def resnet8(
     return CifarResNet(1, num_classes, width, cosine_head, stem_stride=2)
 
 
-def resnet50(num_classes: int, cosine_head: bool = False) -> nn.Module:
-    """ResNet-50 of torchvision, from scratch, for the large long-tailed sets."""
-    from torchvision.models import resnet50 as build
+def resnet50(
+    num_classes: int, cosine_head: bool = False, name: str = "resnet50"
+) -> nn.Module:
+    """ResNet-50 of torchvision, from scratch, for the large long-tailed sets.
 
-    network = build(weights=None)
+    Args:
+        num_classes: C.
+        cosine_head: Cosines instead of logits, as LDAM wants.
+        name: Another ResNet of torchvision, such as ``resnet18``.
+    """
+    from torchvision.models import get_model
+
+    network: Any = get_model(name, weights=None)
     features = network.fc.in_features
     network.fc = (
         CosineHead(features, num_classes)

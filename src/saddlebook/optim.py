@@ -18,7 +18,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from numbers import Real
 from typing import Any
@@ -344,6 +344,16 @@ def learning_rate(epoch: int, *, lr: float, epochs: int, drw_epoch: int) -> floa
     return lr * (1e-2 if epoch <= late else 1e-4)
 
 
+def cosine_rate(epoch: int, *, lr: float, epochs: int) -> float:
+    """Half a cosine from ``lr`` in epoch 1 towards 0 after the last, no warm-up.
+
+    References:
+        Released scripts of the large sets: annealing over 90 epochs, set once an epoch.
+    """
+    _check_epoch(epoch, epochs)
+    return lr * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+
+
 def reweighted(epoch: int, *, reweight: str, drw_epoch: int) -> bool:
     """Whether class weights are on in an epoch, 1-based: DRW starts after drw_epoch."""
     return reweight == "effective" or (reweight == "drw" and epoch > drw_epoch)
@@ -356,6 +366,22 @@ def radius(epoch: int, *, rho: float, sam_epochs: str, drw_epoch: int) -> float:
     if sam_epochs == "after":
         return rho if epoch > drw_epoch else 0.0
     return rho
+
+
+def stepped_radius(
+    epoch: int, steps: Sequence[float], *, epochs: int, drw_epoch: int
+) -> float:
+    """SAM's radius of an epoch, 1-based, from the four of the large sets.
+
+    The first for an eighteenth of all epochs (1 to 5 of 90), the second until
+    ``drw_epoch`` (60), the third for half of the rest (to 75), then the fourth.
+
+    References:
+        Released scripts of the large sets, whose epochs these are.
+    """
+    _check_epoch(epoch, epochs)
+    ends = (max(1, epochs // 18), drw_epoch, drw_epoch + (epochs - drw_epoch) // 2)
+    return steps[sum(epoch > end for end in ends)]
 
 
 def _check_epoch(epoch: int, epochs: int) -> None:

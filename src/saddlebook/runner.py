@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from saddlebook import data, measure
+from saddlebook.data.large import Lists, counted_large
 from saddlebook.disk.files import locked
 from saddlebook.disk.provenance import Provenance
 from saddlebook.errors import (
@@ -31,6 +32,7 @@ from saddlebook.record import Record
 from saddlebook.store import Store
 from saddlebook.train import ALIKE, Outcome, Watcher, train
 from saddlebook.train.graphs import arithmetic
+from saddlebook.train.large import gathered, told_once, train_large
 
 WORK = ".saddlebook"  # checkpoints and exported weights; not kept in git
 SIDE_BY_SIDE = 12  # a group's checkpoints fit a transfer of 48 MiB
@@ -126,6 +128,56 @@ def run_all(
     if job.troubles:
         raise job.troubles[0]
     return [job.done[experiment] for experiment in experiments]
+
+
+def run_large(
+    experiment: Experiment,
+    lists: Lists,
+    *,
+    device: str = "cpu",
+    work: str | Path = WORK,
+    results: str | Path | None = None,
+    **how: Any,
+) -> Record | None:
+    """Train one of the large sets on all processes of torchrun, or on this one alone.
+
+    Args:
+        experiment: What to run.
+        lists: As ``data.large.find_large`` gives them.
+        device: ``cuda``: of each process its own.
+        work: Folder for checkpoints, of the first process.
+        results: See ``run``.
+        **how: ``readers``, ``compiled``, ``watcher`` and ``save_every`` of
+            ``train.large.train_large``.
+
+    Returns:
+        The record, in the first process; None in the others.
+
+    Raises:
+        SaddlebookError: See ``train_large``; LockedError: it runs already.
+    """
+    with told_once():
+        check_device(device)
+        experiment = counted_large(experiment, lists)
+    store = None if results is None else Store(Path(results) / experiment.scale)
+    with gathered(device) as crew, ExitStack() as held:
+        found = store.get(experiment) if store and not crew.rank else None
+        if crew.from_first(found is not None):
+            return found
+        if not crew.rank:
+            name = experiment.slug
+            held.enter_context(locked(Path(work) / f"{name}.lock", name))
+        origin = Provenance.start(
+            crew.device, experiment.precision, lists.digest, large=True
+        )
+        outcome = train_large(experiment, lists, crew, Path(work), **how)
+        if crew.rank:
+            return None
+        names = lists.class_names
+        record = assemble(experiment, outcome, (), origin.after(outcome.seconds), names)
+        if store:
+            store.add(record)
+        return record
 
 
 def alike(experiments: Sequence[Experiment], size: int) -> list[list[Experiment]]:
@@ -283,7 +335,8 @@ def assemble(
             "side_by_side": outcome.side_by_side,
             "threads": provenance.threads,
             "device": provenance.device,
-        },
+        }
+        | ({"processes": outcome.processes} if experiment.is_large else {}),
         provenance=provenance.to_dict(),
     )
 

@@ -269,6 +269,37 @@ def lab(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
     return [replace(e, spectra_at=(e.epochs,)) for e in _seeded(runs, seeds)]
 
 
+def large(
+    dataset: str = "imagenet-lt", seeds: Sequence[int] = SEEDS[:1]
+) -> list[Experiment]:
+    """The paper's rows of a large set: CE+DRW and LDAM+DRW, with SGD and with SAM.
+
+    ResNet-50, 90 epochs, batch 256, bf16. The batch has eight shards, as on a machine
+    with eight GPUs; on how many the released runs were is not known. ``lists:NAME``,
+    your own images, has the settings of ImageNet-LT. No study of ``STUDIES``: these
+    runs have a command of their own and no smaller scale.
+    """
+    # PAPER: run.sh lines 22-27 and 30-35
+    natural = dataset == "inaturalist18"
+    ce = {"loss": "ce"}
+    ldam = {"loss": "ldam", "ldam_max_margin": 0.3}
+    ldam |= {"weight_decay": 1e-4} if natural else {}
+    late = {"ce": (0.1, 0.2) if natural else (0.5, 0.5), "ldam": (0.5, 0.5)}
+    settings: dict[str, Any] = {
+        "dataset": dataset, "imbalance": "as_is", "image_size": 224,
+        "model": "resnet50", "reweight": "drw", "epochs": 90, "drw_epoch": 60,
+        "batch_size": 256, "lr": 0.1 if natural else 0.2, "schedule": "cosine",
+        "precision": "bf16", "shards": 8,
+    }  # fmt: skip
+    sam = {"optimizer": "sam"}
+    return [
+        Experiment(**settings | base | more, seed=seed)
+        for seed in seeds
+        for base in (ce, ldam)
+        for more in ({}, sam | {"rho_steps": (0.05, 0.1, *late[str(base["loss"])])})
+    ]
+
+
 STUDIES: dict[str, Callable[..., list[Experiment]]] = {
     study.__name__: study
     for study in (

@@ -9,6 +9,8 @@ from saddlebook import studies
 from saddlebook.errors import UsageError
 from saddlebook.experiment import SCALES, Experiment, at_scale
 
+LARGE = {"dataset": "lists:mine", "imbalance": "as_is", "model": "resnet18"}
+
 
 def drw_sam(**changes):
     return Experiment(reweight="drw", optimizer="sam", rho=0.5, **changes)
@@ -38,12 +40,15 @@ def test_every_field_changes_the_key():
         "sam_epochs": "after", "sam_bn": "first", "precision": "bf16",
         "spectra_at": (1,), "spectra_images": 9, "beta": 0.5, "momentum": 0.5,
         "lpf_samples": 4, "classes": 9, "images_digest": "0" * 16,
+        "schedule": "cosine", "rho_steps": (1, 1, 1, 1), "shards": 4,
+        "sam_climb": "shard", "pipeline": "mapped",
     }  # fmt: skip
     kinds = [
         {}, {"optimizer": "sam", "rho": 1}, {"optimizer": "pgd", "noise": 1},
         {"optimizer": "lpf", "noise": 1}, {"loss": "vs"}, {"loss": "ldam"},
         {"loss": "focal"}, {"reweight": "drw"}, {"spectra_at": (200,)},
-        {"dataset": "folder:mine"},
+        {"dataset": "folder:mine"}, LARGE, LARGE | {"optimizer": "sam", "rho": 1},
+        LARGE | {"optimizer": "sam", "rho_steps": (1, 2, 3, 4)},
     ]  # fmt: skip
     heeded = set()
     for base in [Experiment(**kind) for kind in kinds]:
@@ -107,6 +112,12 @@ def test_slugs_and_keys_are_unique_over_all_studies(scale):
         ({"beta": 0.5}, "no effect with reweight 'none'"),
         ({"spectra_images": 5}, "no effect without spectra_at"),
         ({"seed": True}, "int"),
+        ({"shards": 2}, "cifar10 takes 1"),
+        ({"model": "resnet50"}, "takes 'resnet32'"),
+        ({"dataset": "imagenet-lt"}, "takes 'as_is'"),
+        (LARGE | {"shards": 3}, "divide batch_size"),
+        (LARGE | {"scale": "lite"}, "takes 'full'"),
+        (LARGE | {"optimizer": "sam", "rho_steps": (1, 2)}, "four radii"),
         ({"beta": 1.0}, "beta"),
     ],
 )

@@ -195,13 +195,13 @@ def test_a_record_of_non_finite_numbers_cannot_be_made():
         record(per_class=losses)
 
 
-def test_a_record_of_more_than_192_kib_cannot_be_written(tmp_path):
-    nodes = [i / 7 for i in range(30_000)]
+def test_a_record_of_more_than_320_kib_cannot_be_written(tmp_path):
+    nodes = [i / 7 for i in range(50_000)]
     spectrum = {"class": 0, "epoch": 200, "mode": "clean", "nodes": nodes}
-    with pytest.raises(UsageError, match="at most 192"):
+    with pytest.raises(UsageError, match="at most 320"):
         Store(tmp_path).add(record(spectra=[spectrum]))
-    (tmp_path / f"{EXPERIMENT.slug}.json").write_bytes(b" " * 200_000)
-    with pytest.raises(CorruptError, match="200000 bytes, at most"):
+    (tmp_path / f"{EXPERIMENT.slug}.json").write_bytes(b" " * 400_000)
+    with pytest.raises(CorruptError, match="400000 bytes, at most"):
         Store(tmp_path).get(EXPERIMENT)
 
 

@@ -32,7 +32,6 @@ from saddlebook.train import run
 if TYPE_CHECKING:
     from saddlebook.book.page import Page
     from saddlebook.findings.claims import Family
-    from saddlebook.findings.readme import Card
     from saddlebook.record import Record
 
 T = TypeVar("T")
@@ -93,11 +92,6 @@ def verdicts(page: Page, *families: Family) -> pd.DataFrame:
         page.cite(runs)
         parts.append(claims.judge(family, runs, page.scale))
     return pd.concat(parts, ignore_index=True)
-
-
-def answer(page: Page, make: Callable[..., Card]) -> list[str]:
-    """What a card of the first page answers; nothing about a reader's own images."""
-    return [] if page.dataset else [make(page.scale, page.results).answer]
 
 
 def _smoke(page: Page, experiments: Sequence[Experiment]) -> list[Record]:

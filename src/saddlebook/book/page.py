@@ -92,7 +92,6 @@ class Page:
         self.data = p["data"] or os.environ.get("SADDLEBOOK_DATA") or None
         self.dataset = p["dataset"]
         self._shown: dict[Experiment, Record] = {}
-        self._found: list[str] = []
         if self.scale == "quick":
             _show(f'<p class="sb-banner" role="note">{SMOKE}</p>', SMOKE)
         if self.dataset:
@@ -262,33 +261,22 @@ class Page:
         )
 
     def claim(
-        self, paper: str, where: str, ours: Sequence[str], verdict: Any = "",
-        cost: str = "",
-    ) -> None:  # fmt: skip
-        """Show the box on top: what we find, what the paper says and where, the cost.
+        self, paper: str, where: str, ours: str, verdict: Any = "", cost: str = ""
+    ) -> None:
+        """Show the box on top: what the paper says and where, what we find, the cost.
 
         Args:
             paper: The claim, in our words.
             where: Table, figure or section.
-            ours: What the records say in whole sentences; build them from records.
+            ours: What the records say; build it from them.
             verdict: A ``Verdict``, or words.
             cost: Such as ``50 runs of 80 s on one core``.
         """
-        self._found = [ours] if isinstance(ours, str) else [*ours]
-        word = f"<p>{badge(verdict)}</p>" if verdict else ""
-        rows = {f"The paper ({where})": paper, "Cost": cost}
+        rows = {f"The paper ({where})": paper, "Here": ours, "Cost": cost}
         rows = {name: text for name, text in rows.items() if text}
-        self._box("In short", f"{word}<dl>{_pairs(rows)}</dl>", _lines(rows))
-
-    def conclude(self) -> None:
-        """Show again what the page found, where it has been shown how."""
-        self._box("What we found", "", "")
-
-    def _box(self, title: str, more: str, text: str) -> None:
-        told = "".join(f"<p>{html.escape(typeset(one))}</p>" for one in self._found)
+        word = f"<dt>Verdict</dt><dd>{badge(verdict)}</dd>" if verdict else ""
         _show(
-            f'<div class="sb-claim"><p class="sb-head">{title}</p>{told}{more}</div>',
-            "\n".join([title, *self._found, text]),
+            f'<div class="sb-claim"><dl>{_pairs(rows)}{word}</dl></div>', _lines(rows)
         )
 
     def verdict(self, verdict: Any, text: str) -> None:

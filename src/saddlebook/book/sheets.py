@@ -27,10 +27,7 @@ _MOST_COLUMNS = 6  # of a table, in a window of 1280 px
 
 
 def fitting(frame: Any) -> tuple[Any, int]:
-    """The columns that fit a window, few rows turned; how many, if not all do.
-
-    A column of verdicts is always among them.
-    """
+    """The columns that fit a window, few rows turned; how many, if not all do."""
     names = frame.index.nlevels if frame.index.names != [None] else 1
     room = _MOST_COLUMNS - names
     if len(frame.columns) > room and len(frame) < _MOST_COLUMNS and names == 1:
@@ -39,10 +36,7 @@ def fitting(frame: Any) -> tuple[Any, int]:
         return turned, 0
     if len(frame.columns) <= room:
         return frame, 0
-    every = range(len(frame.columns))
-    words = [i for i in every if any(str(v) in WORDS for v in frame.iloc[:, i])]
-    rest = [i for i in every if i not in words][: room - len(words)]
-    return frame.iloc[:, sorted(rest + words)], names + len(frame.columns)
+    return frame.iloc[:, :room], names + len(frame.columns)
 
 
 _NUMBER = re.compile(r"[-−+–<≤~≈·⁻⁰¹²³⁴⁵⁶⁷⁸⁹\d.,%()±\s]*(?:to [−+\d.]+\))?")

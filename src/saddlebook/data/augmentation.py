@@ -6,6 +6,7 @@ that neither the batch size nor a resume nor the device changes them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,9 @@ from saddlebook.errors import UsageError
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
 
-_AUGMENT, _ORDER = 0, 1  # streams of random words
+_AUGMENT, _ORDER, _VIEWS = 0, 1, 2  # streams of random words
+JITTER = 0.4  # brightness, contrast and saturation by up to this
+_AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random box
 
 
 class EpochPlan(NamedTuple):
@@ -109,17 +112,80 @@ def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
     return torch.where(flips[:, None, None, None], cropped.flip(-1), cropped)
 
 
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Scale uint8 ``[B, 3, H, W]`` to [0, 1], subtract MEAN and divide by STD.
+def normalise(
+    images: Tensor,
+    dtype: torch.dtype = torch.float32,
+    statistics: Sequence[Sequence[float]] = (MEAN, STD),
+) -> Tensor:
+    """Scale uint8 ``[B, 3, H, W]`` to [0, 1], subtract the mean, divide by the std.
 
     Half precisions are computed in float32 and rounded once.
     """
     exact = dtype if dtype == torch.float64 else torch.float32
     mean, std = (
         torch.tensor(values, dtype=exact, device=images.device)[:, None, None]
-        for values in (MEAN, STD)
+        for values in statistics
     )
     return images.to(exact).div_(255).sub_(mean).div_(std).to(dtype)
+
+
+def view_numbers(seed: int, epoch: int, step: int, count: int) -> Tensor:
+    """Random numbers in [0, 1) for the views of one batch, float64 ``[count, 8]``."""
+    key = np.array([seed, epoch], np.uint64)
+    counter = np.array([0, 0, step, _VIEWS], np.uint64)
+    words = np.random.Philox(key=key, counter=counter).random_raw(8 * count)
+    numbers = (words >> np.uint64(11)).astype(np.float64) / 2**53
+    return torch.from_numpy(numbers.reshape(count, 8))
+
+
+def random_crops(images: Tensor, size: int, numbers: Tensor) -> Tensor:
+    """A random box of each image at ``size`` pixels, half of them mirrored, jittered.
+
+    Area and ratio as in torchvision's ``RandomResizedCrop``, factors as in its
+    ``ColorJitter``, all images in a few operations. Different are: a box too wide or
+    too high is cut, not drawn again; bilinear without antialiasing; brightness,
+    contrast and saturation in this order, not in a random one.
+
+    Args:
+        images: uint8 ``[B, 3, S, S]``.
+        size: Of the output.
+        numbers: ``[B, 8]``: area, ratio, place (2), mirror, three factors.
+
+    Returns:
+        Floats from 0 to 255, of the type of ``numbers``. ``[B, 3, size, size]``
+    """
+    area = _AREA[0] + (_AREA[1] - _AREA[0]) * numbers[:, 0]
+    low, high = np.log(_RATIO)
+    ratio = (low + (high - low) * numbers[:, 1]).exp()
+    w, h = ((area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1))
+    box = numbers.new_zeros(len(images), 2, 3)  # in units of half an image
+    box[:, 0, 0] = w * torch.where(numbers[:, 4] < 0.5, -1.0, 1.0)
+    box[:, 1, 1] = h
+    box[:, :, 2] = (1 - torch.stack([w, h], 1)) * (2 * numbers[:, 2:4] - 1)
+    grid = F.affine_grid(box, [len(images), 3, size, size], align_corners=False)
+    pixels = images.to(numbers.dtype)
+    crops = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    return jittered(crops, 1 + JITTER * (2 * numbers[:, 5:] - 1))
+
+
+def jittered(pixels: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast and saturation of pixels from 0 to 255.
+
+    Args:
+        pixels: ``[B, 3, H, W]``.
+        factors: ``[B, 3]``, 1 changes nothing.
+    """
+    bright, contrast, colour = factors[:, :, None, None, None].unbind(1)
+    pixels = (pixels * bright).clamp(0, 255)
+    mean = _grey(pixels).mean((2, 3), keepdim=True)
+    pixels = (mean + (pixels - mean) * contrast).clamp(0, 255)
+    grey = _grey(pixels)
+    return (grey + (pixels - grey) * colour).clamp(0, 255)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    weights = pixels.new_tensor((0.2989, 0.587, 0.114))[:, None, None]
+    return (pixels * weights).sum(1, keepdim=True)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

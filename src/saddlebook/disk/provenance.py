@@ -29,6 +29,8 @@ NUMERICS = (
     "losses models optim data/longtail data/augmentation data/folders data/sources "
     "train/engine train/graphs train/loop train/run"
 ).split()
+# The same of the large sets.
+LARGE = "losses models optim data/augmentation data/large train/large".split()
 # Files whose code decides the spectra of given weights, besides those.
 CURVATURE = [
     "measure",
@@ -43,6 +45,7 @@ CURVATURE = [
 SAME_CURVES = frozenset(
     {"9a1a3f475e71e46f", "2b3bb3c1aae2b778", "b2f33e6d86399a12", "86b281569eaa13a0"}
     | {"693e60739b0bdbd0", "daff94b1d8b5e2ea", "0386e5194805ccc5", "a57982ca5a99ea7e"}
+    | {"e20448f0bf8a4c21"}
 )
 # The same for tests/curvature/test_golden_spectra.py.
 SAME_SPECTRA = frozenset({"7399c5da965aee57", "da0f68f853d2af2a", "93fb3deaa0d2987c"})
@@ -90,14 +93,18 @@ class Provenance:
 
     @classmethod
     def start(
-        cls, device: str | Device, precision: str, data_digest: str
+        cls,
+        device: str | Device,
+        precision: str,
+        data_digest: str,
+        large: bool = False,
     ) -> Provenance:
         """Note everything but the wall time, before the work begins."""
         commit, dirty = _commit()
         return cls(
             commit=commit,
             dirty=dirty,
-            numerics=numerics_digest(),
+            numerics=numerics_digest(large),
             version=saddlebook.__version__,
             python=platform.python_version(),
             torch=torch.__version__,
@@ -149,22 +156,23 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def is_current(numerics: str, curvature: str = "") -> bool:
+def is_current(numerics: str, curvature: str = "", large: bool = False) -> bool:
     """Whether code with these digests gives the results that today's code gives.
 
     Args:
         numerics: Of the code that trained.
         curvature: Of the code that measured; empty where it is not known or nothing
             was measured, which makes nothing stale.
+        large: It trained on one of the large sets.
     """
-    trained = numerics == numerics_digest() or numerics in SAME_CURVES
+    trained = numerics == numerics_digest(large) or numerics in SAME_CURVES
     same = SAME_SPECTRA | {curvature_digest(), ""}
     return trained and curvature in same
 
 
-def numerics_digest() -> str:
+def numerics_digest(large: bool = False) -> str:
     """SHA-256 of the code that decides training; see ``code_digest``."""
-    return code_digest(tuple(sorted(NUMERICS)))
+    return code_digest(tuple(sorted(LARGE if large else NUMERICS)))
 
 
 def curvature_digest() -> str:

@@ -439,6 +439,12 @@ def details(judged: pd.DataFrame) -> pd.DataFrame:
     return shown.rename(columns=names | {"registered": "as registered"})
 
 
-def sentences(judged: pd.DataFrame) -> list[str]:
-    """Every claim as a sentence."""
-    return [in_words(row) for _, row in judged.iterrows()]
+def sentence(judged: pd.DataFrame) -> str:
+    """The claims in words, grouped by their verdict, with their numbers."""
+    parts = []
+    for word in (SUPPORTED, CONTRADICTED, UNDECIDED):
+        rows = judged[judged["word"] == word]
+        if len(rows):
+            each = [f"{row['statement']} ({row['here']})" for _, row in rows.iterrows()]
+            parts.append(f"{word.capitalize()}: {'; '.join(each)}.")
+    return " ".join(parts)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -114,7 +113,6 @@ def split(mode: str) -> tuple[str, str]:
     return found[1], "held out" if found[2] == "held_out" else "cut"
 
 
-@cache
 def stages(experiment: Experiment) -> dict[int, int]:
     """Epochs of the dynamics figure in this experiment's schedule: ours to paper's."""
     ours = experiment.milestones

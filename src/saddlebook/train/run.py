@@ -121,6 +121,25 @@ def objective(experiment: Experiment, class_counts: Sequence[int]) -> Objective:
     return Objective(adjust, exp.focal_gamma if exp.loss == "focal" else None)
 
 
+def scheduled(experiment: Experiment, epoch: int) -> tuple[float, float, bool]:
+    """Learning rate, SAM's radius and whether class weights are on in an epoch."""
+    exp = experiment
+    ends: dict[str, Any] = {"epochs": exp.epochs, "drw_epoch": exp.drw_epoch}
+    when: dict[str, Any] = {"sam_epochs": exp.sam_epochs, "drw_epoch": exp.drw_epoch}
+    lr = (
+        optim.cosine_rate(epoch, lr=exp.lr, epochs=exp.epochs)
+        if exp.schedule == "cosine"
+        else optim.learning_rate(epoch, lr=exp.lr, **ends)
+    )
+    rho = (
+        optim.stepped_radius(epoch, exp.rho_steps, **ends)
+        if exp.rho_steps
+        else optim.radius(epoch, rho=exp.rho, **when)
+    )
+    on = optim.reweighted(epoch, reweight=exp.reweight, drw_epoch=exp.drw_epoch)
+    return lr, rho, on
+
+
 def class_means(values: Tensor, labels: Tensor) -> Tensor:
     """Mean of ``values`` [N] over the images of each class, [C]."""
     counts = torch.bincount(labels)
@@ -145,6 +164,7 @@ class Outcome:
         resumes: How often the run was taken up again.
         weights: Files of exported weights, by epoch.
         digest: Of the dataset.
+        processes: That trained it, at the end.
     """
 
     history: list[dict[str, Any]]
@@ -155,6 +175,7 @@ class Outcome:
     resumes: int
     weights: dict[int, Path]
     digest: str
+    processes: int = 1
 
 
 class Run:
@@ -203,7 +224,7 @@ class Run:
         exp, tested, epoch = self.experiment, self.is_tested, self.epoch + 1
         row: dict[str, Any] = {"epoch": epoch, "train_loss": report.loss}
         if tested:
-            row |= {"lr": self._lr(epoch), "per_class": report.accuracy}
+            row |= {"lr": scheduled(exp, epoch)[0], "per_class": report.accuracy}
             self.history.append(row)
         self.epoch, self._good = epoch, self._copy()
         self.seconds += seconds
@@ -221,21 +242,12 @@ class Run:
         crops = data.crop_flip(task.images[order], offsets[order], flips[order])
         return normalised(exp, crops), task.labels[order]
 
-    def _lr(self, epoch: int) -> float:
-        exp = self.experiment
-        return optim.learning_rate(
-            epoch, lr=exp.lr, epochs=exp.epochs, drw_epoch=exp.drw_epoch
-        )
-
     def _hyper(self, epoch: int) -> Hyper:
-        exp, like = self.experiment, self.replica.weights
-        rho = optim.radius(
-            epoch, rho=exp.rho, sam_epochs=exp.sam_epochs, drw_epoch=exp.drw_epoch
-        )
-        on = optim.reweighted(epoch, reweight=exp.reweight, drw_epoch=exp.drw_epoch)
+        like = self.replica.weights
+        lr, rho, on = scheduled(self.experiment, epoch)
         weight = self._weights if on else torch.ones_like(self._weights)
         return Hyper(
-            torch.tensor(self._lr(epoch), dtype=like.dtype, device=like.device),
+            torch.tensor(lr, dtype=like.dtype, device=like.device),
             torch.tensor(rho, dtype=like.dtype, device=like.device),
             weight.to(like),
             ascend=rho > 0,
@@ -299,7 +311,7 @@ class Run:
             return
         meta, tensors = checkpoint.read_checkpoint(self._file)
         with explained(f"{self._file} is no state of a run", "delete it and run again"):
-            _check_same(meta, self._meta(), self._file)
+            check_same(meta, self._meta(), self._file)
             self.replica.load(State(**tensors))
             self.history, self.epoch = meta["history"], meta["epoch"]
             self.seconds, self.resumes = meta["seconds"], meta["resumes"]
@@ -317,10 +329,12 @@ class Run:
         )
 
 
-def _check_same(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path
-) -> None:
-    """Refuse to continue another experiment or on other images."""
+def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    """Refuse to continue another experiment or on other images.
+
+    Raises:
+        CorruptError: Names what differs.
+    """
     # a field younger than the checkpoint was at its default
     ours, theirs = wanted["experiment"], Experiment().to_dict() | found["experiment"]
     differing = [k for k in ours if ours[k] != theirs.get(k)]
