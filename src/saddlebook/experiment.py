@@ -26,8 +26,8 @@ DATASETS = {
 }
 # Name: classes; long-tailed as they are, trained by ``train/large.py``
 LARGE = {"imagenet-lt": 1000, "inaturalist18": 8142}
-LISTED = "lists:"  # before the name of a user's own set with split files like theirs
-OWN = "folder:"  # before the name of a folder of a user's own images
+# Before the name of a folder of own images, or of own split files
+OWN, LISTED = "folder:", "lists:"
 _OWN_NAME = re.compile(f"(?:{OWN}|{LISTED})" + r"[A-Za-z0-9][\w.-]*")
 _SMALL_MODELS, _LARGE_MODELS = ("resnet32", "resnet8"), ("resnet50", "resnet18")
 _CHOICES = {
