@@ -203,7 +203,7 @@ def meanings(notation: str) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] != "word"}
 
 
-def explained(body: str, words: Mapping[str, str]) -> str:
+def with_meanings(body: str, words: Mapping[str, str]) -> str:
     """A page with the first use of every word marked with its meaning."""
     names = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
     word = re.compile(rf"(?<![\w+-])({names})(?![\w+-])")
@@ -228,7 +228,7 @@ def _explain(
 ) -> None:
     notation = Path(app.srcdir) / "book/notation.md"
     if pagename.startswith("book/") and "body" in context:
-        context["body"] = explained(context["body"], meanings(notation.read_text()))
+        context["body"] = with_meanings(context["body"], meanings(notation.read_text()))
 
 
 def setup(app: Any) -> dict[str, bool]:
