@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -210,6 +211,8 @@ def started(words: tuple[str, ...], here: Path) -> Any:
 
 
 def _serve(words: tuple[str, ...], here: Path) -> None:
+    for more in ("hurdles", "long_runs"):  # the server may not find them by itself
+        import_module(more)
     os.setsid()
     os.chdir(here)
     mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND

@@ -108,10 +108,13 @@ def networks(folder: Path, epochs: Iterable[int] | None) -> dict[str, Unit]:
 
 @cache
 def _halved(path: Path) -> Unit:
-    """An exported network in half precision."""
+    """An exported network with filters and matrices in half precision.
+
+    Vectors, batch-norm statistics among them, stay: they are few and small numbers.
+    """
     meta, tensors = checkpoint.read_checkpoint(path)
-    halved = checkpoint.encoded(meta, checkpoint.halved(tensors))
-    return {f"work/{path.parent.name}/{path.name}": halved}
+    small = {n: t.half() if t.ndim > 1 else t for n, t in tensors.items()}
+    return {f"work/{path.parent.name}/{path.name}": checkpoint.encoded(meta, small)}
 
 
 def parts(folder: Path) -> Iterator[tuple[Any, dict[str, bytes]]]:

@@ -259,6 +259,8 @@ def trained(meta: Mapping[str, Any], name: str) -> Experiment:
         CorruptError: It names none, or an epoch that the experiment has not.
     """
     with explained(f"{name} names no experiment: it is no export", "export it again"):
+        if not isinstance(meta["experiment"], dict):
+            raise TypeError("no experiment")
         experiment = Experiment.from_dict(meta["experiment"]).training
         if meta["epoch"] not in range(experiment.epochs + 1):
             raise ValueError(f"epoch {meta['epoch']!r} of {experiment.epochs}")

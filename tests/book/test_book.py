@@ -15,7 +15,7 @@ from records import record
 
 from saddlebook import book
 from saddlebook.book import chapters, gather, page
-from saddlebook.book.build import _publish, _restore, explained, meanings
+from saddlebook.book.build import _publish, _restore, meanings, with_meanings
 from saddlebook.disk.files import locked
 from saddlebook.errors import LockedError, UsageError, VerifyError
 from saddlebook.experiment import Experiment
@@ -259,6 +259,8 @@ def toy_book(tmp_path):
     shutil.copytree(ROOT / "book/_static", root / "book/_static")
     shutil.copy(ROOT / "book/references.bib", root / "book")
     (root / "_toc.yml").write_text("format: jb-book\nroot: book/ch01_toy\n")
+    shutil.copy(ROOT / "CITATION.cff", root)
+    shutil.copy(ROOT / "book/notation.md", root / "book")
     return root
 
 
@@ -399,7 +401,7 @@ def test_the_first_use_of_a_word_on_a_page_carries_its_meaning():
     words = meanings((ROOT / "book/notation.md").read_text())
     assert words["SAM"].startswith("sharpness-aware minimisation")
     body = "<h1>SAM</h1><p>CE+SAM <code>SAM</code> and SAM, SAM</p><script>SAM</script>"
-    told = explained(body, {"SAM": 'a "b"'})
+    told = with_meanings(body, {"SAM": 'a "b"'})
     marked = '<abbr class="sb-term" tabindex="0" title="a &quot;b&quot;">SAM</abbr>'
     assert told == body.replace("and SAM", f"and {marked}")
-    assert explained(body, words).count("<abbr") == 1
+    assert with_meanings(body, words).count("<abbr") == 1

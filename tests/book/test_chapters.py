@@ -163,11 +163,13 @@ def quick_results(everyones):
 @pytest.fixture
 def shell():
     """IPython in this process: a kernel for every chapter takes longer than they do."""
+    ours = sys.modules["__main__"]  # IPython puts its own there, which none can spawn
     found = InteractiveShell.instance(history_load_length=0)
     found.history_manager.enabled = False
     yield found
     found.reset()
     InteractiveShell.clear_instance()
+    sys.modules["__main__"] = ours
     plt.close("all")
 
 

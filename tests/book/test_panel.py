@@ -4,16 +4,17 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import traitlets
+from records import grouped
 
 from saddlebook import runner
 from saddlebook.book import trial as trials
 from saddlebook.book.panel import Panel, presets
 from saddlebook.book.trial import Trial, compared, trial_setting
 from saddlebook.errors import DataError, Stopped, UsageError
+from saddlebook.experiment import Experiment, at_scale
 from saddlebook.store import Store
 
 RHO = 0.1
@@ -272,16 +273,9 @@ def test_b_is_compared_with_what_is_pinned_and_the_guess_is_answered(
     assert panel.live.rho == RHO
 
 
-def test_a_difference_counts_beside_what_seeds_do(results):
-    (record,) = Store(results / "quick").records()
-
+def test_a_difference_counts_beside_what_seeds_do():
     def like(seed, tail):
-        accuracy = [*record.per_class["last_accuracy"][:7], tail, tail, tail]
-        exp = replace(record.experiment, seed=seed)
-        per_class = record.per_class | {"last_accuracy": accuracy}
-        last = {"tail": tail, "accuracy": sum(accuracy) / 10}
-        curves = {n: [*v[:-1], last.get(n, v[-1])] for n, v in record.curves.items()}
-        return replace(record, experiment=exp, per_class=per_class, curves=curves)
+        return grouped(at_scale(Experiment(seed=seed), "quick"), 90, 70, tail)
 
     stored = [like(seed, 50 + 2 * seed) for seed in range(5)]  # sd of the mean: 3.16
     for tail, word in ((60, "within"), (70, "more"), (20, "less")):

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from saddlebook.data.batches import RELEASES, Split, Splits, refuse_web_page
 from saddlebook.disk.files import locked, read_whole
-from saddlebook.errors import DataError, MachineError, ResourceError, explained
+from saddlebook.errors import (
+    DataError,
+    MachineError,
+    ResourceError,
+    explained,
+    lacks,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,8 +78,10 @@ def digits() -> Splits:
 
     Every fifth image of a class tests, 34 a class: balanced, as CIFAR's test sets are.
     """
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise MachineError(lacks(error)) from error
     bunch = load_digits()
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[:, None], 3, axis=1)
