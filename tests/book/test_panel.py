@@ -4,12 +4,13 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import traitlets
 from records import grouped
 
-from saddlebook import runner
+from saddlebook import data, runner
 from saddlebook.book import trial as trials
 from saddlebook.book.panel import Panel, presets
 from saddlebook.book.trial import Trial, compared, trial_setting
@@ -332,3 +333,24 @@ def test_time_left_is_that_of_the_epochs_seen(monkeypatch, tmp_path):
         "epoch 6 of 10, loss 1.500, 12 s left",
         "epoch 7 of 10, loss 1.500, 9 s left",
     ]
+
+
+def test_a_reader_s_own_images_train_in_the_panel(tmp_path, monkeypatch):
+    digits, counts = data.load("digits"), list(range(30, 10, -2))
+    rows = data.long_tail_indices(digits.train_labels, counts)
+    few = replace(
+        digits,
+        train_images=digits.train_images[rows], train_labels=digits.train_labels[rows],
+    )  # fmt: skip
+    data.to_folders(few, tmp_path / "mine")
+    monkeypatch.setenv("SADDLEBOOK_DATA", str(tmp_path))
+    panel = Panel(tmp_path, scale="quick", dataset="folder:mine", work=tmp_path / "w")
+    record = panel.run(rho=0.05)
+    assert record.experiment.dataset == "folder:mine"
+    assert record.per_class["class_counts"] == counts
+    assert panel.live.now["curve"]["tail"][-1] == pytest.approx(
+        record.accuracy.tail, abs=0.01
+    )
+    assert [run["key"] for run in panel.live.yours] == [record.key]
+    again = Panel(tmp_path, scale="quick", work=tmp_path / "w")
+    assert again.live.yours == []  # digits are other images

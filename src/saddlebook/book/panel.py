@@ -20,6 +20,7 @@ from saddlebook.book.trial import (
     compared,
     curve,
     kept_curvature,
+    load_once,
     trial_setting,
     trials,
 )
@@ -53,6 +54,7 @@ class Panel:
         results: Folder with one folder of stored runs per scale.
         scale: Chosen at first: ``lab``, ``lite`` or ``quick``.
         device: Torch device.
+        dataset: ``folder:NAME``, your own images instead of the scale's.
         work: Folder of checkpoints; trials are kept in its folder ``live``. A kernel
             has one registry of trials a folder, so a panel made again goes on where the
             last one was.
@@ -69,11 +71,13 @@ class Panel:
         *,
         scale: str = "lab",
         device: str = "cpu",
+        dataset: str = "",
         work: str | Path = runner.WORK,
     ) -> None:
         one_of("scale", scale, _SCALES)
         self.trials = trials(work)
         self.data = os.environ.get("SADDLEBOOK_DATA") or None  # as on the command line
+        self._images = load_once(dataset, self.data) if dataset else None
         self._results, self._device = Path(results), device
         self._stored: list[Record] = []
         self._yours: list[Record] = []
@@ -91,7 +95,7 @@ class Panel:
     def of(cls, page: Page) -> Panel:
         """The panel of a chapter: with its records, and fast where the page is."""
         scale = "quick" if page.scale == "quick" else "lab"
-        panel = cls(page.results, scale=scale, device=page.device)
+        panel = cls(page.results, scale=scale, device=page.device, dataset=page.dataset)
         page.cite(panel._stored)
         return panel
 
@@ -226,6 +230,9 @@ class Panel:
             self.trials.start(
                 self._experiment(),
                 head=head,
+                counts=self._images.train_labels.bincount().tolist()
+                if self._images
+                else (),
                 data_root=self.data,
                 device=self._device,
             )
@@ -243,7 +250,15 @@ class Panel:
 
     def _experiment(self) -> Experiment:
         values = {name: getattr(self.live, name) for name in _SETTING}
-        return trial_setting(values.pop("scale"), **values)
+        return trial_setting(values.pop("scale"), **values, images=self._images)
+
+    def _of(self, experiment: Experiment, method: str) -> bool:
+        """Whether it is a trial's setting of this method on the panel's images."""
+        exp = experiment.training
+        values = {n: getattr(exp, n) for n in ("rho", "weight_decay", "seed")}
+        return exp == trial_setting(
+            exp.scale, method=method, **values, images=self._images
+        )
 
     def refresh(self) -> None:
         """Show how the run stands; called from its thread."""
@@ -264,14 +279,15 @@ class Panel:
         if fresh:
             self.live.pinned = _pin(0.0, Experiment.weight_decay)
         scale, method, live = self.live.scale, self.live.method, self.live
-        wanted = [e for name in _STUDIES for e in studies.named(name, scale)]
+        names = () if self._images else _STUDIES
+        wanted = [e for name in names for e in studies.named(name, scale)]
         found = {
             record.experiment.training: record
             for record in find_records(reversed(wanted), self._results, scale).records
         }
-        self._stored = [r for r in found.values() if _of(r.experiment, method)]
+        self._stored = [r for r in found.values() if self._of(r.experiment, method)]
         every = self.trials.records(scale)
-        self._yours = [r for r in every if _of(r.experiment, method)]
+        self._yours = [r for r in every if self._of(r.experiment, method)]
         work = self.trials.work
         live.presets = presets(scale)
         live.stored = [shown(r, r.spectra) for r in self._stored]
@@ -378,7 +394,7 @@ def _now(trial: Any) -> dict[str, Any]:
     return {
         "state": trial.state, "message": trial.message, "epoch": trial.epoch,
         "bad": trial.state == "failed", "epochs": exp.epochs, "switch": _switch(exp),
-        "curve": curve(exp, trial.rows), "key": exp.key, "rho": exp.rho,
+        "curve": curve(exp, trial.rows, trial.counts), "key": exp.key, "rho": exp.rho,
         "weight_decay": exp.weight_decay,
     }  # fmt: skip
 
@@ -390,10 +406,3 @@ def _switch(exp: Experiment) -> int:
 
 def _pin(rho: float, weight_decay: float, key: str = "") -> dict[str, Any]:
     return {"rho": rho, "weight_decay": weight_decay, "key": key}
-
-
-def _of(experiment: Experiment, method: str) -> bool:
-    """Whether it is a trial's setting of this method."""
-    exp = experiment.training
-    values = {n: getattr(exp, n) for n in ("rho", "weight_decay", "seed")}
-    return exp == trial_setting(exp.scale, method=method, **values)

@@ -36,6 +36,7 @@ from saddlebook.errors import (
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.record import Record
 from saddlebook.store import Store
+from saddlebook.studies import on_images
 from saddlebook.train import run
 
 METHODS: dict[str, dict[str, str]] = {
@@ -46,7 +47,7 @@ METHODS: dict[str, dict[str, str]] = {
 }
 GROUPS = ("overall", "head", "mid", "tail")
 SIDES = ("clean", "as_published")  # measured side by side
-_load = lru_cache(maxsize=2)(data.load)
+load_once = lru_cache(maxsize=2)(data.load)
 
 
 def trial_setting(
@@ -56,27 +57,38 @@ def trial_setting(
     weight_decay: float,
     seed: int,
     method: str = "CE+DRW",
+    images: data.Dataset | None = None,
 ) -> Experiment:
     """A run of ``method`` with SAM at ``rho`` (in the scale's own units; 0 is SGD).
+
+    ``images``: Your own instead of the scale's.
 
     Raises:
         UsageError: A value that is negative, not finite or not a whole seed.
     """
     method = one_of("method", method, METHODS)
-    base = at_scale(Experiment(**METHODS[method]), scale)  # type: ignore[arg-type]
+    base = Experiment(**METHODS[method])  # type: ignore[arg-type]
+    if images:
+        base = data.counted(on_images(base, images.name), images)
+    base = at_scale(base, scale)
     optimizer = "sgd" if rho == 0 else "sam"
     return replace(
         base, optimizer=optimizer, rho=rho, weight_decay=weight_decay, seed=seed
     )
 
 
-def curve(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy of the groups at every tested epoch, percent; as a record keeps it."""
+def curve(
+    experiment: Experiment, rows: Sequence[dict[str, Any]], counts: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Accuracy of the groups at every tested epoch, percent; as a record keeps it.
+
+    ``counts``: Training images by class, which group your own images.
+    """
     tested = [row for row in rows if "per_class" in row]
     if not tested:
         return {name: [] for name in ("epoch", *GROUPS)}
     every = np.array([row["per_class"] for row in tested])  # [T, C]
-    parts = {"overall": range(every.shape[1])} | groups(experiment, [])
+    parts = {"overall": range(every.shape[1])} | groups(experiment, counts)
     return {"epoch": [row["epoch"] for row in tested]} | {
         name: every[:, list(parts[name])].mean(1).round(2).tolist() for name in GROUPS
     }
@@ -92,6 +104,7 @@ class Trial:
         data_root: See ``runner.run``.
         device: The same.
         head: Whether to measure the largest class too; it takes longest.
+        counts: Training images by class, of your own images.
 
     Attributes:
         state: ``running``, ``done``, ``stopped`` or ``failed``.
@@ -112,8 +125,9 @@ class Trial:
         data_root: str | None = None,
         device: str = "cpu",
         head: bool = False,
+        counts: Sequence[int] = (),
     ) -> None:
-        self.experiment = experiment
+        self.experiment, self.counts = experiment, counts
         self.state, self.message = "running", "preparing the images …"
         self.record: Record | None = None
         self.error: Exception | None = None
@@ -167,8 +181,9 @@ class Trial:
 
     def _measure(self, record: Record) -> None:
         """Measure the rarest class, images fixed and as published; the head if told."""
-        images = _load(self.experiment.dataset, self._root)
-        for class_ in [record.groups["tail"][-1], *([0] if self._head else [])]:
+        images = load_once(self.experiment.dataset, self._root)
+        head = record.groups["head"][:1] if self._head else []
+        for class_ in [record.groups["tail"][-1], *head]:
             for mode in SIDES:
                 self.message = f"measuring the curvature of class {class_}: {mode} …"
                 self._told()
@@ -207,7 +222,7 @@ class Trial:
         kept = Store(self.work / "live" / self.experiment.scale)
         if found := kept.get(self.experiment):
             return found
-        images = _load(self.experiment.dataset, self._root)
+        images = load_once(self.experiment.dataset, self._root)
         self.message = "building the network …"
         return runner.run_all(
             [self.experiment],
