@@ -116,7 +116,7 @@ page.table(
 # measure them in trained networks. Chapter 7 is the main table in full, chapters 8 and
 # 9 turn its knobs, chapter 10 asks what explains the gain, and chapter 11 compares
 # published and corrected measurements;
-# {doc}`ch12_run_it_yourself` shows how to make any number of it again. Every chapter ends with what could be wrong, two exercises, and a footer that
+# {doc}`ch14_run_it_yourself` shows how to make any number of it again. Every chapter ends with what could be wrong, two exercises, and a footer that
 # links the records behind it.
 #
 # Numbers in the text are read from records as the page is built, figures carry every

@@ -264,7 +264,7 @@ def test_records_of_own_images_are_no_data_of_the_book(tmp_path):
 @pytest.mark.book
 def test_a_chapter_makes_what_it_lacks_of_real_images(cifar_root, tmp_path):
     short = tmp_path / "src.py"
-    text = (ROOT / "book/ch12_run_it_yourself.py").read_text()
+    text = (ROOT / "book/ch14_run_it_yourself.py").read_text()
     head = text[: text.index("records = page.records(")]
     runs = "[__import__('dataclasses').replace(sb.at_scale(e, 'lite'), epochs=2, "
     runs += "drw_epoch=1, max_count=100) for e in sb.studies.control([0])]"

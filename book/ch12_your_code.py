@@ -22,7 +22,7 @@ from saddlebook.book import Page
 from saddlebook.data import load, long_tail, to_folders
 from saddlebook.findings import report
 
-page = Page("ch13_your_code", vars())
+page = Page("ch12_your_code", vars())
 
 # %% [markdown]
 # `pip install` of a checkout brings SAM and the losses with PyTorch and NumPy alone.

@@ -23,7 +23,7 @@ from saddlebook.book import Page
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.findings import report
 
-page = Page("ch12_run_it_yourself", vars())
+page = Page("ch14_run_it_yourself", vars())
 
 # %% tags=["remove-input"]
 records = page.records("table1")
