@@ -19,7 +19,7 @@ workers = 1
 # %% tags=["remove-input"]
 from saddlebook import figures
 from saddlebook.book import Page
-from saddlebook.curvature import lanczos, published
+from saddlebook.curvature import lanczos, modes
 from saddlebook.figures import toys
 from saddlebook.findings import inference
 from saddlebook.theory import known
@@ -189,7 +189,7 @@ figures.show(
 # changing one it counts what re-orthogonalisation then removes.
 
 # %% tags=["remove-input"]
-page.source(published.released)
+page.source(modes.released)
 
 # %%
 page.value("mirrored", cells["changing", "before"], ".2f")

@@ -117,7 +117,7 @@ class Experiment:
         classes: Of your own images, their number; ``run`` fills it in.
         images_digest: Of your own images, 16 hex digits; ``run`` fills it in.
         schedule: Of the learning rate on large sets: ``steps`` or ``cosine``.
-        rho_steps: Four radii instead of ``rho``, see ``optim.stepped_radius``.
+        rho_steps: Four radii instead of ``rho``, see ``schedules.stepped_radius``.
         shards: Parts of a batch that have batch-norm statistics of their own, as one
             GPU each had in the released code; processes share them out evenly, so that
             their number decides nothing. 1: statistics of the whole batch.

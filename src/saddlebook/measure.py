@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from saddlebook import models
 from saddlebook.curvature import hessian
-from saddlebook.curvature.published import MODES
+from saddlebook.curvature.modes import MODES
 from saddlebook.data import Dataset, padding, resize
 from saddlebook.disk import checkpoint
 from saddlebook.disk.files import read_whole, sealed, unsealed, write_whole

@@ -16,7 +16,6 @@ from typing import Any, TextIO
 from saddlebook import data, measure
 from saddlebook.experiment import Experiment
 
-_PASSES = {"sgd": 1, "sam": 2, "pgd": 1, "lpf": 1}
 _PRODUCT = 2.5  # a Hessian product costs as much, measured on a core
 _STEPS = 50  # of a spectrum, about; the released recurrence does twice as many
 _TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "digits": 340}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from saddlebook import optim
+from saddlebook import optim, schedules
 from saddlebook.errors import UsageError
 from saddlebook.theory.saddles import amplification
 
@@ -446,22 +446,24 @@ PAPER = {"epochs": 200, "drw_epoch": 160}
     ],
 )
 def test_the_learning_rate_has_the_published_corners(epoch, lr):
-    assert optim.learning_rate(epoch, lr=0.1, **PAPER) == pytest.approx(lr)
+    assert schedules.learning_rate(epoch, lr=0.1, **PAPER) == pytest.approx(lr)
 
 
 def test_drw_starts_with_the_161st_epoch():
     on = [
-        optim.reweighted(e, reweight="drw", drw_epoch=160) for e in (1, 160, 161, 200)
+        schedules.reweighted(e, reweight="drw", drw_epoch=160)
+        for e in (1, 160, 161, 200)
     ]
     assert on == [False, False, True, True]
-    assert optim.reweighted(1, reweight="effective", drw_epoch=160)
-    assert not optim.reweighted(200, reweight="none", drw_epoch=160)
+    assert schedules.reweighted(1, reweight="effective", drw_epoch=160)
+    assert not schedules.reweighted(200, reweight="none", drw_epoch=160)
 
 
 def test_half_time_sam_switches_with_drw():
     def path(when):
         return [
-            optim.radius(e, rho=0.5, sam_epochs=when, drw_epoch=160) for e in (160, 161)
+            schedules.radius(e, rho=0.5, sam_epochs=when, drw_epoch=160)
+            for e in (160, 161)
         ]
 
     assert path("all") == [0.5, 0.5]
@@ -472,4 +474,4 @@ def test_half_time_sam_switches_with_drw():
 def test_an_epoch_outside_the_schedule_is_refused():
     for epoch in (0, 201):
         with pytest.raises(UsageError, match="epoch"):
-            optim.learning_rate(epoch, lr=0.1, **PAPER)
+            schedules.learning_rate(epoch, lr=0.1, **PAPER)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from saddlebook.curvature import hessian, published
+from saddlebook.curvature import hessian, modes
 from saddlebook.curvature.lanczos import lanczos, starts
 from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.resnet import best_product
@@ -40,7 +40,7 @@ class Drawn:
         self.draws = 0
 
     def __iter__(self):
-        fresh = published.redraw(self.images, self.seed, self.draws, torch.float32)
+        fresh = modes.redraw(self.images, self.seed, self.draws, torch.float32)
         self.draws += 1
         return iter([(fresh, self.labels)])
 
@@ -76,9 +76,9 @@ def test_released_recurrence_is_pyhessian_step_by_step(operator, monkeypatch):
     if operator == "fixed":
         matvec, data = product, [(plain, labels)]
     else:
-        matvec = published.redrawn(product, images, seed=3)
+        matvec = modes.redrawn(product, images, seed=3)
         data = Drawn(images, labels, seed=3)
-    ours, vectors, _ = published.released(matvec, start, STEPS).ritz()
+    ours, vectors, _ = modes.released(matvec, start, STEPS).ritz()
     theirs, weights = pyhessian_extremes(model, loss, data, STEPS, start, monkeypatch)
     assert ours.numpy() == pytest.approx(np.array(theirs), rel=1e-3, abs=1e-3)
     assert (vectors[0] ** 2).numpy() == pytest.approx(np.array(weights), abs=1e-3)
@@ -92,7 +92,7 @@ def test_on_a_fixed_operator_neither_recurrence_nor_beta_matters():
     start = starts(product.size, 0, 0).float()
     ends = []
     for beta in ("before", "after"):
-        nodes = published.released(product, start, 30, beta).ritz()[0]
+        nodes = modes.released(product, start, 30, beta).ritz()[0]
         ends.append([float(nodes[0]), float(nodes[-1])])
     clean = hessian.spectrum(model, loss, normalise(images), labels, steps=30)
     ends.append([clean.lambda_min, clean.lambda_max])
@@ -119,18 +119,18 @@ def test_a_changing_positive_operator_fakes_a_mirrored_spectrum_only_with_beta_b
     start = starts(400, 0, 0).float()
     ratios = {}
     for beta in ("before", "after"):
-        state = published.released(changing(), start, 60, beta)
+        state = modes.released(changing(), start, 60, beta)
         nodes = state.ritz()[0]
         ratios[beta] = -float(nodes[0] / nodes[-1])
     assert ratios["before"] > 0.9
     assert ratios["after"] < ratios["before"]
-    assert published.diagonal_share(published.released(changing(), start, 60)) < 0.35
+    assert modes.diagonal_share(modes.released(changing(), start, 60)) < 0.35
 
 
 def test_each_draw_is_another_and_the_same_draw_is_the_same():
     images = small()[2]
     first, again, other = (
-        published.redraw(images, 0, draw, torch.float32) for draw in (5, 5, 6)
+        modes.redraw(images, 0, draw, torch.float32) for draw in (5, 5, 6)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -142,7 +142,7 @@ def test_redrawn_products_change_from_call_to_call_and_repeat_from_the_start():
         Problem(model, loss, normalise(images), labels), torch.float32
     )
     vector = starts(product.size, 0, 0)
-    one, two = (published.redrawn(product, images, seed=0) for _ in range(2))
+    one, two = (modes.redrawn(product, images, seed=0) for _ in range(2))
     first, second = one(vector), one(vector)
     assert not torch.equal(first, second)
     assert torch.equal(two(vector), first)
@@ -150,17 +150,15 @@ def test_redrawn_products_change_from_call_to_call_and_repeat_from_the_start():
 
 def test_frozen_holds_every_image_in_each_draw():
     images, labels = small()[2:]
-    fixed, targets = published.mode_inputs(
-        hessian.MODES["frozen"], images, labels, 1, 3
-    )
+    fixed, targets = modes.mode_inputs(hessian.MODES["frozen"], images, labels, 1, 3)
     assert fixed.shape == (36, 3, 8, 8)
-    assert torch.equal(fixed[12:24], published.redraw(images, 1, 1, torch.float32))
+    assert torch.equal(fixed[12:24], modes.redraw(images, 1, 1, torch.float32))
     assert torch.equal(targets, labels.repeat(3))
 
 
 def test_views_are_all_that_training_draws_and_nothing_else():
     images = small()[2][:1]
-    views = {bytes(view.numpy().tobytes()) for view in published.views(images)}
+    views = {bytes(view.numpy().tobytes()) for view in modes.views(images)}
     first = torch.tensor([0])
     drawn = Counter(
         bytes(augment(images, 0, epoch, first).numpy().tobytes())
@@ -176,7 +174,7 @@ def test_augmented_measures_the_mean_loss_over_all_views():
     found = hessian.measure(model, loss, images, labels, "augmented", steps=STEPS)
     products = [
         best_product(Problem(model, loss, normalise(view), labels), torch.float64)
-        for view in published.views(images)
+        for view in modes.views(images)
     ]
     assert found["loss"] == pytest.approx(np.mean([p.value() for p in products]))
     slope = sum(p.gradient() for p in products) / len(products)

@@ -19,7 +19,7 @@ from saddlebook.__main__ import main
 from saddlebook.data import large
 from saddlebook.errors import CorruptError, DataError, Stopped, UsageError
 from saddlebook.experiment import Experiment
-from saddlebook.optim import cosine_rate, stepped_radius
+from saddlebook.schedules import cosine_rate, stepped_radius
 from saddlebook.store import Store
 from saddlebook.train.large import Crew, _batches, gathered, train_large
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saddlebook.curvature import certify, published
+from saddlebook.curvature import certify, modes
 from saddlebook.curvature.lanczos import (
     KrylovState,
     Probe,
@@ -30,9 +30,9 @@ from saddlebook.curvature.lanczos import (
     check,
     distilled,
 )
+from saddlebook.curvature.modes import MODES, Mode, mode_inputs
 from saddlebook.curvature.problem import Loss, Problem, bare
 from saddlebook.curvature.products import Product
-from saddlebook.curvature.published import MODES, Mode, mode_inputs
 from saddlebook.curvature.resnet import best_product
 from saddlebook.curvature.spectrum import Spectrum, rounded
 from saddlebook.data import normalise
@@ -152,7 +152,7 @@ def solve(
         done.insert(0, distilled(state))
     found = certify.certified(product, done)
     if released:
-        found = published.as_reported(found)
+        found = modes.as_reported(found)
     else:
         found = certify.with_trace(found, product, state, seed)
     return Solved(found, product, state)
@@ -264,7 +264,7 @@ def measure(
     return (
         {"class": class_, "epoch": epoch, "mode": mode, "images": len(images)}
         | {"steps": state.steps, "seed": seed, "limit": limit}
-        | {"diagonal_share": rounded(published.diagonal_share(state))}
+        | {"diagonal_share": rounded(modes.diagonal_share(state))}
         | result.to_dict(quadrature)
         | {"judged_on": "augmented" if whole else "clean"}
         | _judged(product if whole else clean, clean, result, images, seed)
@@ -278,8 +278,8 @@ def _released(
 
     def recurrence(product: Product, start: Tensor) -> KrylovState:
         redrawn = mode.images == "redrawn"
-        matvec = published.redrawn(product, images, seed) if redrawn else product
-        return published.released(matvec, start, steps, mode.beta, progress)
+        matvec = modes.redrawn(product, images, seed) if redrawn else product
+        return modes.released(matvec, start, steps, mode.beta, progress)
 
     return recurrence
 
@@ -294,7 +294,7 @@ def _judged(
     """
     vector = result.vector_min
     start = 2**20  # draws that the recurrence has not seen
-    fresh = published.redrawn(clean, images, seed, start)
+    fresh = modes.redrawn(clean, images, seed, start)
     again = np.array([certificate(fresh, vector).value for _ in range(_FRESH)])
     slope = product.gradient().double()
     far = math.sqrt(2 * _NATS / max(abs(result.lambda_min), 1e-12))

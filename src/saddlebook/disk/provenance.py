@@ -26,17 +26,17 @@ from saddlebook.errors import MachineError
 
 # Modules whose code decides what a training gives.
 NUMERICS = (
-    "losses models optim data/longtail data/augmentation data/folders data/sources "
-    "train/engine train/graphs train/loop train/run"
+    "losses models optim schedules data/longtail data/augmentation data/folders "
+    "data/sources train/engine train/graphs train/loop train/run"
 ).split()
 # The same of the large sets.
-LARGE = "losses models optim data/augmentation data/large train/large".split()
+LARGE = "losses models optim schedules data/augmentation data/large train/large".split()
 # Files whose code decides the spectra of given weights, besides those.
 CURVATURE = [
     "measure",
     *(
         f"curvature/{name}"
-        for name in "certify hessian lanczos problem products published resnet "
+        for name in "certify hessian lanczos modes problem products resnet "
         "spectrum".split()
     ),
 ]

@@ -78,7 +78,8 @@ function radius(model, complain) {
   };
   range.addEventListener("input", () => {
     const raw = Number(range.value);
-    const close = radii(model.get("stored")).find((rho) => Math.abs(rho - raw) < top() / 60);
+    // less than a step, so that an arrow key leaves a stored radius
+    const close = radii(model.get("stored")).find((rho) => Math.abs(rho - raw) < top() / 190);
     model.set("rho", close ?? Number(raw.toPrecision(2)));
     model.save_changes();
     complain("");

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from saddlebook.optim import learning_rate
+from saddlebook.schedules import learning_rate
 from saddlebook.theory import saddles
 from saddlebook.theory.landscapes import (
     Landscape,

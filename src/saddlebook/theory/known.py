@@ -27,7 +27,7 @@ from saddlebook.curvature.lanczos import (
     lanczos,
     starts,
 )
-from saddlebook.curvature.published import diagonal_share, released
+from saddlebook.curvature.modes import diagonal_share, released
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.errors import one_of
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saddlebook import data, losses, models, optim
+from saddlebook import data, losses, models, schedules
 from saddlebook.disk import checkpoint
 from saddlebook.errors import CorruptError, NumericalError, explained
 from saddlebook.experiment import Experiment
@@ -127,16 +127,16 @@ def scheduled(experiment: Experiment, epoch: int) -> tuple[float, float, bool]:
     ends: dict[str, Any] = {"epochs": exp.epochs, "drw_epoch": exp.drw_epoch}
     when: dict[str, Any] = {"sam_epochs": exp.sam_epochs, "drw_epoch": exp.drw_epoch}
     lr = (
-        optim.cosine_rate(epoch, lr=exp.lr, epochs=exp.epochs)
+        schedules.cosine_rate(epoch, lr=exp.lr, epochs=exp.epochs)
         if exp.schedule == "cosine"
-        else optim.learning_rate(epoch, lr=exp.lr, **ends)
+        else schedules.learning_rate(epoch, lr=exp.lr, **ends)
     )
     rho = (
-        optim.stepped_radius(epoch, exp.rho_steps, **ends)
+        schedules.stepped_radius(epoch, exp.rho_steps, **ends)
         if exp.rho_steps
-        else optim.radius(epoch, rho=exp.rho, **when)
+        else schedules.radius(epoch, rho=exp.rho, **when)
     )
-    on = optim.reweighted(epoch, reweight=exp.reweight, drw_epoch=exp.drw_epoch)
+    on = schedules.reweighted(epoch, reweight=exp.reweight, drw_epoch=exp.drw_epoch)
     return lr, rho, on
 
 
