@@ -16,6 +16,5 @@ for images, targets in batches:
         loss.backward()
         return loss
 
-    optimizer.step(
-        closure
-    )  # freeze=model: one update of batch norm a step
+    # with freeze=model batch statistics move in the first pass only
+    optimizer.step(closure)

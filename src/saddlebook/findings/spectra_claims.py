@@ -375,4 +375,5 @@ def equal_loss_sheet(
     lines = [on_one_line(shown, end) for end in ("lambda_min", "lambda_max")]
     fitted = len(_clean(shown, "lambda_min"))
     rows.append(["fitted line, last epoch", fitted, *map(times, lines)])
-    return pd.DataFrame(rows, columns=["compared", "spectra", "abs(λmin)", "λmax"])
+    names = ["compared", "spectra", "abs(λmin)", "λmax"]
+    return pd.DataFrame(rows, columns=names).set_index("compared")
