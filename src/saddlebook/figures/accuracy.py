@@ -8,6 +8,7 @@ Knows tables from ``report`` and ``claims``; no record, no file.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -213,7 +214,8 @@ def plot_effects(judged: pd.DataFrame, ax: Axes | None = None) -> Axes:
             markerfacecolor="none", label="the paper",
         )  # fmt: skip
     told = (
-        f"{name}: {row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
+        f"{name}: {row['difference']:+.1f}"
+        + f" ({row['low']:+.1f} to {row['high']:+.1f})" * (not math.isnan(row["low"]))
         for name, (_, row) in zip(names, judged.iterrows(), strict=True)
     )
     return _finish(ax, "difference (points)", "", told)
