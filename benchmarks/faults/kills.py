@@ -281,7 +281,7 @@ def torn_files(here: Path) -> int:
         ".saddlebook/*/*.ckpt": checkpoint.read_checkpoint,
         ".saddlebook/*/*.weights": checkpoint.read_checkpoint,
         "out/": lambda path: list(bundle.parts(path)),
-        "_build/html/": lambda path: book.checkpages(path, ["book/ch01_small"]),
+        "_build/html/": lambda path: book.check_pages(path, ["book/ch01_small"]),
     }
     torn = 0
     for pattern, read in readers.items():

@@ -79,9 +79,14 @@ def checkout(folder: Path) -> Path:
     """Lay out a book of one page that shows the runs of ``few``."""
     for name in ("book", "results"):
         (folder / name).mkdir()
-    shutil.copy(ROOT / "_config.yml", folder)
+    for name in (
+        "_config.yml",
+        "CITATION.cff",
+        "book/references.bib",
+        "book/notation.md",
+    ):
+        shutil.copy(ROOT / name, folder / name)
     (folder / "book/_static").symlink_to(ROOT / "book/_static")
-    shutil.copy(ROOT / "book/references.bib", folder / "book")
     (folder / "_toc.yml").write_text("format: jb-book\nroot: book/ch01_small\n")
     text = _HEAD.replace("{runs}", repr([exp.to_dict() for exp in paper("few")]))
     page = folder / "book/ch01_small.py"
