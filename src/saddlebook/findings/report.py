@@ -432,6 +432,6 @@ def faults_setting(told: Mapping[str, Any]) -> str:
     rows = len(told["rows"]) + len(told["left"])
     left = f"; {len(told['left'])} of {rows} rows are not run yet" * bool(told["left"])
     return (
-        f"Counted by make faults on {told['date']}, commit {told['commit'][:9]}, "
-        f"seed {told['seed']}, in {told['seconds'] / 60:.0f} minutes{left}"
+        f"Counted by make faults, seed {told['seed']}, row by row up to {told['date']} "
+        f"(commit {told['commit'][:9]} at the last row), in {told['seconds'] / 60:.0f} minutes{left}"
     )
