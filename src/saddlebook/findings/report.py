@@ -433,5 +433,6 @@ def faults_setting(told: Mapping[str, Any]) -> str:
     left = f"; {len(told['left'])} of {rows} rows are not run yet" * bool(told["left"])
     return (
         f"Counted by make faults, seed {told['seed']}, row by row up to {told['date']} "
-        f"(commit {told['commit'][:9]} at the last row), in {told['seconds'] / 60:.0f} minutes{left}"
+        f"(commit {told['commit'][:9]} at the last row), in "
+        f"{told['seconds'] / 60:.0f} minutes{left}"
     )
