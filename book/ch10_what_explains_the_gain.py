@@ -126,8 +126,7 @@ shown = tables.pick(
     tables.spectra_table(curved["dynamics"]), stage=tables.LAST
 )
 pairs = {
-    end: spectra_claims.at_equal_loss(last, end)
-    for end in ("lambda_min", "lambda_max")
+    end: spectra_claims.at_equal_loss(last, end) for end in tables.ENDS
 }
 figures.show(
     spectra.plot_at_equal_loss(last, pairs),

@@ -201,17 +201,20 @@ def begun(command: Command, here: Path) -> tuple[Any, float]:
     return process, time.monotonic()
 
 
+_MORE = ["hurdles", "long_runs"]  # modules that add to ``PROGRAMS``
+
+
 def started(words: tuple[str, ...], here: Path) -> Any:
     """A process of its own, forked where torch is imported already."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["hurdles", "long_runs"])
+    context.set_forkserver_preload(_MORE)
     process = context.Process(target=_serve, args=(words, here))
     process.start()
     return process
 
 
 def _serve(words: tuple[str, ...], here: Path) -> None:
-    for more in ("hurdles", "long_runs"):  # the server may not find them by itself
+    for more in _MORE:  # the server may not find them by itself
         import_module(more)
     os.setsid()
     os.chdir(here)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from saddlebook.book.chapters import PARAMETERS
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.train import loop
 
@@ -47,14 +48,7 @@ _HEAD = """# %% [markdown]
 # # One page
 
 # %% tags=["parameters", "remove-cell"]
-scale = "lite"
-device = "cpu"
-results = "results"
-data = ""
-train = False
-seeds = ""
-precision = ""
-workers = 1
+{parameters}
 
 # %% tags=["remove-input"]
 from saddlebook.book import Page
@@ -88,7 +82,9 @@ def checkout(folder: Path) -> Path:
         shutil.copy(ROOT / name, folder / name)
     (folder / "book/_static").symlink_to(ROOT / "book/_static")
     (folder / "_toc.yml").write_text("format: jb-book\nroot: book/ch01_small\n")
-    text = _HEAD.replace("{runs}", repr([exp.to_dict() for exp in paper("few")]))
+    cell = "\n".join(f"{name} = {value!r}" for name, value in PARAMETERS.items())
+    runs = repr([exp.to_dict() for exp in paper("few")])
+    text = _HEAD.replace("{parameters}", cell).replace("{runs}", runs)
     page = folder / "book/ch01_small.py"
     page.write_text(text)
     return page

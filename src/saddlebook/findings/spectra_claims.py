@@ -20,7 +20,7 @@ from saddlebook import studies
 from saddlebook.experiment import Experiment
 from saddlebook.findings.claims import Claim, Contrast, Family, P, Runs, Sides, signed
 from saddlebook.findings.inference import t_interval
-from saddlebook.findings.tables import FALL, FIRST, LAST, NONE, SWITCH, pick
+from saddlebook.findings.tables import ENDS, FALL, FIRST, LAST, NONE, SWITCH, pick
 
 _SGD, _SAM = "CE+DRW", "CE+DRW+SAM"
 HEAD, TAIL = (0,), (-3, -2, -1)
@@ -342,10 +342,7 @@ def times(factors: Mapping[int, float]) -> str:
 def flattening(table: pd.DataFrame) -> str:
     """What SAM does to both ends at equal loss before the switch, as a sentence."""
     early = table[table["stage"] <= SWITCH]
-    low, high = (
-        times(factor_by_seed(at_equal_loss(early, end)))
-        for end in ("lambda_min", "lambda_max")
-    )
+    low, high = (times(factor_by_seed(at_equal_loss(early, end))) for end in ENDS)
     return (
         "SAM does flatten: where both fit a class equally well, before the switch, its "
         f"most negative curvature is {low} that of SGD, and its largest {high}."
@@ -368,11 +365,11 @@ def equal_loss_sheet(
         ("last epoch, any weight decay", last[last["rho"].isin([0, radius])]),
         ("same epoch before the switch", early),
     ):
-        pairs = [at_equal_loss(cells, end) for end in ("lambda_min", "lambda_max")]
+        pairs = [at_equal_loss(cells, end) for end in ENDS]
         rows.append(
             [f"pairs, {name}", len(pairs[0]), *map(times, map(factor_by_seed, pairs))]
         )
-    lines = [on_one_line(shown, end) for end in ("lambda_min", "lambda_max")]
+    lines = [on_one_line(shown, end) for end in ENDS]
     fitted = len(_clean(shown, "lambda_min"))
     rows.append(["fitted line, last epoch", fitted, *map(times, lines)])
     names = ["compared", "spectra", "abs(λmin)", "λmax"]

@@ -37,10 +37,10 @@ _PLAIN = (
     "images", "steps", "loss", "gradient_norm", "gradient_along", "rayleigh_clean",
     "rayleigh_fresh", "rayleigh_fresh_error", "diagonal_share", "trace",
 )  # fmt: skip
-_ENDS = ("lambda_min", "lambda_max")
+ENDS = ("lambda_min", "lambda_max")
 COLUMNS = (
     "method", "optimizer", "rho", "seed", "scale", "label", "classes", "n", "epoch",
-    "stage", "mode", "recurrence", "data", "reported", *_PLAIN, *_ENDS,
+    "stage", "mode", "recurrence", "data", "reported", *_PLAIN, *ENDS,
     "lambda_min_bound", "lambda_max_bound", "nonconvexity", "nonconvexity_bound",
     "slope", "fall", "item",
 )  # fmt: skip
@@ -81,7 +81,7 @@ def _row(record: Record, item: Mapping[str, Any]) -> dict[str, Any]:
     row |= {"mode": item["mode"], "recurrence": recurrence, "data": data}
     row |= {"reported": reported, "item": item}
     row |= {name: _number(item.get(name)) for name in _PLAIN}
-    for name, known in zip(_ENDS, (low, high), strict=True):
+    for name, known in zip(ENDS, (low, high), strict=True):
         row[name] = item[name] if known or reported else math.nan
         row[f"{name}_bound"] = item[f"{name}_bound"]
     return row | _derived(row, item)
