@@ -381,7 +381,8 @@ _LAB = {
     "test_every": 5,
 }  # fmt: skip
 _MAPS = {"lite": _LITE, "lab": _LAB, "quick": _QUICK}
-_LITE_RHO = {"ldam": 0.125, "vs": 0.2}  # times the paper's radius; else 0.6
+# Times the paper's radius; else 0.6
+_LITE_RHO = {"ldam": 0.125, "vs": 0.2}
 _RHO = {"lab": 0.1, "quick": 0.2}  # the same
 
 
@@ -415,7 +416,7 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
             changes.pop(name, None)
     if experiment.dataset == "cifar100" and scale == "lite":
         changes |= {"max_count": 250}
-    factor = _LITE_RHO.get(experiment.loss, 0.6) if scale == "lite" else _RHO[scale]
+    factor = lite_rho(experiment.loss) if scale == "lite" else _RHO[scale]
     changes["rho"] = round(experiment.rho * factor, 6)
     if scale == "quick":
         ends = (changes["drw_epoch"], changes["epochs"])
@@ -425,6 +426,11 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
             _map_epoch(epoch, experiment, changes) for epoch in experiment.spectra_at
         )
     return replace(experiment, **changes)
+
+
+def lite_rho(loss: str) -> float:
+    """Radius at ``lite`` over the paper's, as tuned for each loss."""
+    return _LITE_RHO.get(loss, 0.6)
 
 
 def _map_epoch(epoch: int, source: Experiment, target: Mapping[str, Any]) -> int:
