@@ -32,7 +32,8 @@ _OWN_NAME = re.compile(f"(?:{OWN}|{LISTED})" + r"[A-Za-z0-9][\w.-]*")
 _SMALL_MODELS, _LARGE_MODELS = ("resnet32", "resnet8"), ("resnet50", "resnet18")
 _CHOICES = {
     "dataset": (*DATASETS, OWN + "NAME", *LARGE, LISTED + "NAME"), "scale": SCALES,
-    "optimizer": ("sgd", "sam", "pgd", "lpf"), "reweight": ("none", "effective", "drw"),
+    "optimizer": ("sgd", "sam", "pgd", "lpf", "adam", "sign"),
+    "reweight": ("none", "effective", "drw"),
     "sam_epochs": ("all", "before", "after"), "model": _SMALL_MODELS + _LARGE_MODELS,
     "imbalance": ("exp", "step", "as_is"), "loss": ("ce", "ldam", "vs", "focal"),
     "pipeline": ("torchvision", "mapped"), "sam_climb": ("batch", "shard"),
@@ -67,6 +68,10 @@ _SMALL: dict[str, tuple[Any, ...]] = {
     "model": _SMALL_MODELS, "schedule": ("steps",), "rho_steps": ((),), "shards": (1,),
     "sam_climb": ("batch",), "pipeline": ("torchvision",),
 }  # fmt: skip
+_METHODS: dict[str, list[str]] = {
+    "sgd": [], "sam": ["SAM"], "pgd": ["PGD"], "lpf": ["LPF-SGD"], "adam": ["Adam"],
+    "sign": ["SignSGD"],
+}  # fmt: skip
 _NEEDED = {"sam": "rho", "pgd": "noise", "lpf": "noise"}  # 0 would be SGD
 
 
@@ -96,7 +101,7 @@ class Experiment:
         vs_gamma: Multiplicative logit term.
         vs_tau: Additive logit term.
         focal_gamma: Focusing exponent.
-        optimizer: ``sgd``, ``sam``, ``pgd`` or ``lpf``.
+        optimizer: ``sgd``, ``sam``, ``pgd``, ``lpf``, ``adam`` or ``sign``.
         rho: SAM's radius.
         sam_epochs: Epochs with SAM: ``all``, ``before`` or ``after`` the DRW switch.
         sam_bn: Passes that update batch-norm statistics: ``both`` (as published) or
@@ -107,7 +112,7 @@ class Experiment:
         batch_size: Images of a step; the last, smaller batch is kept.
         lr: Base learning rate.
         momentum: Heavy ball, no dampening.
-        weight_decay: On all parameters.
+        weight_decay: On all parameters; of ``adam`` and ``sign`` decoupled, times lr.
         drw_epoch: Last epoch before class weights and the learning-rate drop.
         test_every: Epochs between two test passes; the last epoch is always tested.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp64``.
@@ -291,9 +296,7 @@ class Experiment:
         """The paper's name of the method, with what differs from it behind."""
         parts = [self.loss.upper() if self.loss != "focal" else "Focal"]
         parts += {"none": [], "drw": ["DRW"], "effective": ["CB"]}[self.reweight]
-        parts += {"sgd": [], "sam": ["SAM"], "pgd": ["PGD"], "lpf": ["LPF-SGD"]}[
-            self.optimizer
-        ]
+        parts += _METHODS[self.optimizer]
         decay = self.weight_decay  # no plus sign: in a slug it would read as minus
         suffix = f" wd={decay:g}".replace("e+", "e")
         suffix = suffix if decay != Experiment.weight_decay else ""

@@ -18,6 +18,7 @@ RIVALS = {
     "pgd": replace(BASE, optimizer="pgd", noise=0.05),
     "lpf": replace(BASE, optimizer="lpf", noise=2e-3),
 }
+ALL = RIVALS | {"adam": replace(BASE, optimizer="adam", lr=1e-3)}
 
 
 def replica(**options):
@@ -94,9 +95,9 @@ class StopAfter:
             self.steps = 0
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_stopped_rival_ends_where_an_unstopped_one_does(tmp_path, name):
-    exp, digits = RIVALS[name], data.load("digits")
+    exp, digits = ALL[name], data.load("digits")
     (whole,) = train([exp], digits, tmp_path / "whole")
     with pytest.raises(Stopped):
         train([exp], digits, tmp_path / "parts", watcher=StopAfter(4))
@@ -123,3 +124,24 @@ def test_a_stopped_rival_ends_where_an_unstopped_one_does(tmp_path, name):
 def test_bad_settings_are_refused_by_name(changes, message):
     with pytest.raises(UsageError, match=message):
         replace(BASE, **changes)
+
+
+def test_adam_is_torchs_and_sign_moves_every_weight_by_the_rate():
+    images = torch.randn(16, 3, 8, 8, dtype=torch.float64)
+    labels = torch.arange(16) % 5
+    one = torch.ones(5).double()
+    rates = [torch.tensor(rate).double() for rate in (0.01, 0.003, 0.01)]
+    ours, theirs = (replica(optimizer="adam", weight_decay=0.1) for _ in range(2))
+    torchs = torch.optim.AdamW(theirs.model.parameters(), weight_decay=0.1)
+    for rate in rates:
+        ours.step(images, labels, Hyper(rate, rate * 0, one))
+        torchs.param_groups[0]["lr"] = float(rate)
+        theirs._pass(images, labels, Hyper(rate, rate * 0, one))
+        torchs.step()
+        assert torch.allclose(ours.weights, theirs.weights, rtol=1e-12, atol=1e-15)
+    sign = replica(optimizer="sign", weight_decay=0.0)
+    before = sign.weights.clone()
+    sign.step(images, labels, Hyper(rates[0], rates[0] * 0, one))
+    moved = (sign.weights - before)[sign.grad != 0]
+    assert torch.allclose(moved.abs(), rates[0].expand_as(moved), rtol=1e-12)
+    assert torch.equal(moved.sign(), -sign.grad[sign.grad != 0].sign())

@@ -1,4 +1,4 @@
-"""Trains one step: a run's weights as one flat tensor, with SGD, SAM, PGD or LPF-SGD.
+"""Trains one step of SGD, SAM, PGD, LPF-SGD, Adam or SignSGD on flat tensors.
 
 Knows tensors and the step's arithmetic; no epochs, no files, no experiment.
 Parameters, gradients, momentum and batch-norm statistics of a run live in four flat
@@ -9,7 +9,9 @@ Legend: P parameters, N images, C classes.
 
 References:
     SAM: Foret et al. 2021, algorithm 1; PGD: perturbed SGD of Jin et al. 2021
-    (algorithm 2), noise at every step; LPF-SGD: Bisla et al. 2022, algorithm 1.
+    (algorithm 2), noise at every step; LPF-SGD: Bisla et al. 2022, algorithm 1. Adam:
+    Kingma and Ba 2015, algorithm 1, with the decoupled weight decay of Loshchilov and
+    Hutter 2019, algorithm 2; SignSGD with momentum: Bernstein et al. 2018, algorithm 2.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from saddlebook.optim import frozen_statistics
 # Of a test pass at a time. More leave a processor's caches: a ResNet-32 takes 1.8 times
 # as long on 1,000 images as on 100 at a time, for the same bits
 _PIXELS = {"cpu": 100_000, "cuda": 2_560_000}
+_SECOND = 0.999  # Adam's β₂; its β₁ is the momentum
 
 
 class Objective(NamedTuple):
@@ -62,7 +65,7 @@ class State(NamedTuple):
     """All that training changes: enough to continue bit for bit."""
 
     weights: Tensor  # [P]
-    momentum: Tensor  # [P]
+    momentum: Tensor  # [P]; of Adam [2, P + 1], see ``Replica._adam``
     statistics: Tensor  # [S], batch-norm means and variances
 
 
@@ -72,9 +75,9 @@ class Replica:
     Args:
         model: Is taken over: parameters and buffers become views.
         objective: Training loss.
-        optimizer: ``sgd``, ``sam``, ``pgd`` or ``lpf``.
+        optimizer: ``sgd``, ``sam``, ``pgd``, ``lpf``, ``adam`` or ``sign``.
         momentum: Heavy ball.
-        weight_decay: On all parameters.
+        weight_decay: On all parameters; of ``adam`` and ``sign`` decoupled.
         sam_bn: ``both`` or ``first``: passes that update batch-norm statistics.
         noise: See ``Experiment.noise``.
         lpf_samples: See ``Experiment.lpf_samples``.
@@ -108,7 +111,8 @@ class Replica:
         self.sizes = [p.numel() for p in model.parameters()]
         self.weights, self.grad = _flatten_parameters(model)
         self.statistics = _flatten_statistics(model)
-        self.momentum = torch.zeros_like(self.weights)
+        kept = (2, len(self.weights) + 1) if optimizer == "adam" else len(self.weights)
+        self.momentum = self.weights.new_zeros(kept)
         self._kept = torch.empty_like(self.weights)
         self._loss = objective.like(self.weights)
 
@@ -169,9 +173,30 @@ class Replica:
 
     def _update(self, hyper: Hyper) -> None:
         """Weight decay, momentum and step, at the unperturbed weights."""
+        if self.optimizer in ("adam", "sign"):
+            direction = self._adam() if self.optimizer == "adam" else self._sign()
+            direction.add_(self.weights, alpha=self.decay)
+            self.weights.sub_(direction * hyper.lr)
+            return
         self.grad.add_(self.weights, alpha=self.decay)
         self.momentum.mul_(self.beta).add_(self.grad)
         self.weights.sub_(self.momentum * hyper.lr)
+
+    def _sign(self) -> Tensor:
+        return self.momentum.mul_(self.beta).add_(self.grad).sign()
+
+    def _adam(self) -> Tensor:
+        """Averaged gradient over the root of its averaged square, [P].
+
+        The last of the P + 1 averages is that of ones: 1 − βᵗ, what Adam divides by.
+        """
+        grad = F.pad(self.grad, (0, 1), value=1.0)
+        for moment, value, beta in zip(
+            self.momentum, (grad, grad.square()), (self.beta, _SECOND), strict=True
+        ):
+            moment.mul_(beta).add_(value, alpha=1 - beta)
+        mean, square = (m[:-1] / m[-1] for m in self.momentum)
+        return mean / (square.sqrt() + 1e-8)
 
     def _gaussian(self) -> Tensor:
         return torch.empty_like(self.grad).normal_(generator=self.generator)
