@@ -22,6 +22,7 @@ import pandas as pd
 import saddlebook as sb
 from saddlebook import figures, studies
 from saddlebook.book import Page, gather
+from saddlebook.figures import stages
 from saddlebook.findings import claims, hypotheses, report
 
 # %% tags=["remove-input"]
@@ -67,10 +68,14 @@ page.source(sb.data.class_counts)
 # ## A tail to play with
 #
 # The paper's main setting is CIFAR-10 {cite:p}`krizhevsky2009cifar` with IF 100: of
-# ten equal classes, the last keeps one image in a hundred. Change `imbalance_factor`
-# and run the cell again.
+# ten equal classes, the last keeps one image in a hundred. Move the factor; the batch
+# on the right has the order, crops and flips of a training run. Of each class six images
+# are here and stand for the others; above each bar stands the first.
 
 # %%
+stages.tail_explorer()
+
+# %% tags=["remove-input"]
 names = "airplane automobile bird cat deer dog frog horse ship truck"
 counts = sb.data.class_counts(5000, 10, imbalance_factor=100)
 page.value("kept", sum(counts), ",")
@@ -177,7 +182,7 @@ page.fold("The test", claims.details(judged))
 # fixed draw makes the comparison exact, and plain cross-entropy then leaves the tail
 # behind by tens of points.
 #
-# 1. Set `imbalance_factor=10` in the figure's cell. How many images has the rarest
+# 1. Set the factor to 10 in the widget. How many images has the rarest
 #    class now, and which groups hardly change?
 # 2. Use `sb.data.class_counts(5000, 10, 100, imbalance="step")`. Which group would you
 #    expect to suffer most under a step, and why are head, mid and tail poor names for

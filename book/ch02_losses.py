@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from saddlebook import figures, losses, studies
 from saddlebook.book import Page, gather
+from saddlebook.figures import stages
 from saddlebook.findings import claims, hypotheses, report
 
 # %% tags=["remove-input"]
@@ -77,6 +78,21 @@ figures.show(
 )
 
 # %% [markdown]
+# Move $\beta$, and the largest margin, which the section after next explains. The two
+# classes in the plane are trained with the functions of this chapter, on cosines times
+# 30, {glue:text}`toy_frequent` points against {glue:text}`toy_rare`.
+
+# %%
+toy_counts = (400, 12)
+page.value("toy_frequent", toy_counts[0])
+page.value("toy_rare", toy_counts[1])
+stages.weight_explorer(counts=toy_counts)
+
+# %% [markdown]
+# Weights move the line towards the frequent class: the rare class gains, the frequent one
+# loses. A margin alone does little where the classes overlap, since no line grants it;
+# with weights it moves the line further.
+#
 # **DRW**, deferred re-weighting {cite:p}`cao2019ldam`, switches these weights on only
 # late, from epoch 161 of 200, together with the drop of the learning rate. First the
 # features are learned from all images alike, then the classifier is balanced. Mind the

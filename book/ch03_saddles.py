@@ -22,7 +22,7 @@ from saddlebook import figures
 from saddlebook.book import Page
 from saddlebook.figures import toys
 from saddlebook.findings import inference
-from saddlebook.theory import escapes, landscapes, oddities
+from saddlebook.theory import escapes, known, landscapes
 
 page = Page("ch03_saddles", vars())
 same, used = escapes.moments(), escapes.moments(normalised=True)
@@ -208,7 +208,7 @@ spectra = sb.report.paper("spectra").query("method == 'CE+DRW'")
 printed = spectra[spectra["class"] == "8"]["lambda_min"].item()
 rho = {e.method: e.rho for e in sb.studies.table1()}["CE+DRW+SAM"]
 counts = sb.data.class_counts(5000, 10, 100)
-share = float(oddities.class_shares(counts)[8])
+share = float(known.class_shares(counts)[8])
 total = share * printed
 phases = escapes.schedule(total, rho)
 

@@ -20,7 +20,7 @@ workers = 1
 from saddlebook import figures
 from saddlebook.book import Page
 from saddlebook.curvature import lanczos, modes
-from saddlebook.figures import toys
+from saddlebook.figures import stages, toys
 from saddlebook.findings import inference
 from saddlebook.theory import known
 
@@ -75,7 +75,19 @@ page.source(lanczos._step)
 # %% [markdown]
 # ## Play
 #
-# Choose a spectrum, the number of steps and a seed. An end that is not yet known to 1 %
+# Step by step, with the recurrence as released: each step costs one product and adds one
+# Ritz value. First leave the operator the same in every product, then let it be drawn
+# anew, as random crops do. Both operators are positive at every call.
+
+# %%
+stages.lanczos_stepper()
+
+# %% [markdown]
+# The same matrix: the ends settle on the true ones within a dozen steps. Another matrix
+# in every step: a mirror image appears on the negative side, where nothing is. *An
+# operator that changes*, below, tells why.
+#
+# To run in Jupyter: choose a spectrum, the number of steps and a seed. An end that is not yet known to 1 %
 # is printed as *unconverged*, never as a number.
 
 # %%
@@ -229,7 +241,7 @@ figures.show(
 # tells how far to trust each. It needs re-orthogonalisation, a stop when the space runs
 # out, and one fixed operator.
 #
-# 1. In *Play*, choose `"edge"`. How many steps until both ends are numbers? Why do more
+# 1. In the cell under *Play*, choose `"edge"`. How many steps until both ends are numbers? Why do more
 #    seeds not help?
 # 2. Call `known.causes(steps=10)` and `steps=200`. Which of the four cells change?
 

@@ -20,7 +20,7 @@ workers = 1
 from saddlebook import figures
 from saddlebook.book import Page, gather
 from saddlebook.curvature import lanczos
-from saddlebook.figures import spectra
+from saddlebook.figures import spectra, stages
 from saddlebook.findings import claims, report, spectra_claims, tables
 
 page = Page("ch05_spectra", vars())
@@ -81,12 +81,21 @@ page.source(lanczos.certificate)
 #
 # ## Play
 #
-# One real class spectrum, computed now, without training: two small networks come with
-# the book. It needs CIFAR-10 on your disk.
+# Two small networks come with the book, trained with SGD and with SAM. Choose network,
+# class and epoch; the sliders stop only where spectra were measured.
 
-# %%
-now = gather.shipped_spectrum(class_=9, optimizer="sgd")
-print(now if isinstance(now, str) else f"class 9, just measured: {now}")
+# %% tags=["remove-input"]
+first = {r.experiment.method: r for r in reversed(runs)}
+pair = [first[method] for method in sorted(first)]
+if pair:
+    display(stages.class_stepper(pair))  # noqa: F821
+
+# %% [markdown]
+# Compare the two colours in the last picture: for the rare classes the released
+# measurement reports what fixed images do not have.
+#
+# To measure one yourself, on a shipped network and your copy of CIFAR-10, run in a cell
+# `gather.shipped_spectrum(class_=9, optimizer="sgd")`; it takes seconds.
 
 # %% tags=["remove-input"]
 stored = tables.pick(last, method="CE+DRW", label=-1, mode="clean")
@@ -232,7 +241,8 @@ page.value("settled", claims.counts(judged))
 # all have negative curvature, and all have a gradient. The contrast of tail and head,
 # and that of SGD and SAM, are what the released measurement shows: {glue:text}`settled`.
 #
-# 1. In the cell that measures class 9, take `optimizer="sam"`. Which end moves more?
+# 1. In the picture to play with, change the network at class 9 and the last epoch. Which
+#    end moves more?
 # 2. Take `mode="frozen"` in `curvature.pick`, classes 5, 8 and 9. What do four fixed
 #    augmentations of each image change at the two ends?
 

@@ -23,7 +23,7 @@ from saddlebook.book import Page, gather
 from saddlebook.curvature import modes
 from saddlebook.figures import spectra
 from saddlebook.findings import claims, report, spectra_claims, tables
-from saddlebook.theory import oddities
+from saddlebook.theory import known
 
 page = Page("ch11_as_published", vars())
 
@@ -187,7 +187,7 @@ page.table(
     else tables.sheet(table[:0]),
     "CE+DRW+SAM with statistics from both passes, and from the first alone",
 )
-page.value("second", oddities.second_pass_share(0.1), ".3f")
+page.value("second", known.second_pass_share(0.1), ".3f")
 
 # %% [markdown]
 # ## Weights that cancel, weights that do not
@@ -197,15 +197,15 @@ page.value("second", oddities.second_pass_share(0.1), ".3f")
 
 # %%
 counts = sb.data.class_counts(5000, 10, 100)
-weight = oddities.mean_weight(counts)
-shares = oddities.class_shares(counts)
+weight = known.mean_weight(counts)
+shares = known.class_shares(counts)
 page.value("weight", weight, ".3f")
 page.value("most", 100 * float(shares.max()), ".1f")
 page.value("least", 100 * float(shares.min()), ".1f")
-page.value("cancels", oddities.weight_on_one_class(40.0), ".12g")
-page.value("scales", oddities.weight_on_one_class(40.0, "plain"), ".12g")
-page.value("floor", oddities.cosine_floor(10), ".2f")
-page.value("floor30", oddities.cosine_floor(10, 30), ".1e")
+page.value("cancels", known.weight_on_one_class(40.0), ".12g")
+page.value("scales", known.weight_on_one_class(40.0, "plain"), ".12g")
+page.value("floor", known.cosine_floor(10), ".2f")
+page.value("floor30", known.cosine_floor(10, 30), ".1e")
 
 # %% [markdown]
 # - The loss is a weighted mean before the switch (all weights 1) and after it, so the

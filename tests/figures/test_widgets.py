@@ -221,7 +221,10 @@ def test_the_radius_stops_only_where_runs_exist(js) -> None:
     assert js(RECORDS, "m.radii(data.records, data.method)", state) == rhos
     seeds = js(RECORDS, "m.runs(data.records, data).map((r) => r.seed)", state)
     assert seeds == [0, 1]
-    assert js(RECORDS, "m.epochs(m.chosen(data))", state) == [5, 10]
+    call = "m.epochs(m.chosen(data), data)"
+    assert js(RECORDS, call, state) == [5, 10]
+    state["records"][0]["spectra"].pop(0)
+    assert js(RECORDS, call, state) == [10]  # where this class was measured
 
 
 def test_records_without_spectra_say_nothing_of_spectra(js) -> None:
@@ -276,7 +279,13 @@ def test_a_widget_shows_a_picture_that_stays_and_a_live_view(monkeypatch) -> Non
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("rho", "abc"), ("rho", -7), ("step_size", 1e9), ("method", "plane")],
+    [
+        ("rho", "abc"),
+        ("rho", -7),
+        ("seed", "abc"),
+        ("step_size", 1e9),
+        ("method", "plane"),
+    ],
 )
 def test_the_live_widget_refuses_what_it_cannot_show(name, value) -> None:
     live = widgets.saddle_explorer(rho=0.3).live
@@ -346,6 +355,8 @@ def test_the_live_widget_holds_the_state_and_the_same_module() -> None:
         {"method": "plane"},
         {"batch": "new"},
         {"landscape": "hill"},
+        {"seed": "abc"},
+        {"time": 401},
     ],
 )
 def test_bad_states_are_refused(wrong) -> None:

@@ -19,7 +19,7 @@ from saddlebook.experiment import at_scale
 from saddlebook.findings import claims, report, spectra_claims, tables
 from saddlebook.findings.claims import Claim, Family
 from saddlebook.findings.spectra_claims import Cell, Exceeds
-from saddlebook.theory import oddities
+from saddlebook.theory import known
 
 
 def item(class_=8, epoch=150, mode="clean", low=-1.0, high=10.0, **changes):
@@ -290,19 +290,19 @@ def test_ratios_stand_a_row_a_class_and_a_column_a_method_and_measurement():
 
 
 def test_second_pass_of_sam_holds_more_than_half_of_the_statistics():
-    assert oddities.second_pass_share(0.1) == pytest.approx(1 / 1.9, abs=1e-9)
-    assert oddities.second_pass_share(1.0) == 1
+    assert known.second_pass_share(0.1) == pytest.approx(1 / 1.9, abs=1e-9)
+    assert known.second_pass_share(1.0) == 1
 
 
 def test_a_class_weight_cancels_on_one_class_only_in_the_weighted_mean():
-    assert oddities.weight_on_one_class(40.0) == pytest.approx(1, abs=1e-12)
-    assert oddities.weight_on_one_class(40.0, "plain") == pytest.approx(40, abs=1e-9)
+    assert known.weight_on_one_class(40.0) == pytest.approx(1, abs=1e-12)
+    assert known.weight_on_one_class(40.0, "plain") == pytest.approx(40, abs=1e-9)
 
 
 def test_mean_weight_and_shares_are_those_worked_out_by_hand():
     # 2 and 1 images, β = 0.5: E = 1.5 and 1, weights 0.8 and 1.2, mean over images
-    assert oddities.mean_weight([2, 1], 0.5) == pytest.approx(2.8 / 3)
-    shares = oddities.class_shares([2, 1], 0.5)
+    assert known.mean_weight([2, 1], 0.5) == pytest.approx(2.8 / 3)
+    shares = known.class_shares([2, 1], 0.5)
     torch.testing.assert_close(shares, torch.tensor([4 / 7, 3 / 7]).double())
 
 
@@ -310,7 +310,7 @@ def test_bare_cosines_cannot_fit_below_their_floor():
     best = torch.full((1, 10), -1.0, dtype=torch.float64)
     best[0, 3] = 1
     loss = torch.nn.functional.cross_entropy(best, torch.tensor([3]))
-    assert oddities.cosine_floor(10) == pytest.approx(float(loss))
+    assert known.cosine_floor(10) == pytest.approx(float(loss))
 
 
 def test_shipped_networks_are_small_whole_and_said_to_be_missing_elsewhere(tmp_path):

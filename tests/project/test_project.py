@@ -30,7 +30,8 @@ TRACKED = tracked()
 TEXTS = [
     path
     for path in TRACKED
-    if VENDOR not in path.parents and path.suffix not in {".png", ".woff", ".weights"}
+    if VENDOR not in path.parents
+    and path.suffix not in {".png", ".webp", ".woff", ".weights"}
 ]
 PROSE = [path for path in TEXTS if path.suffix != ".csv"]
 

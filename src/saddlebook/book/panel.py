@@ -110,9 +110,9 @@ class Panel:
             "stored": [], "yours": [], "now": _now(None), "guess": "", "answer": "",
             "pinned": _pin(0.0, Experiment.weight_decay), "kernel": False,
         }  # fmt: skip
-        limits: dict[str, tuple[Any, ...]] = {
-            "scale": tuple(_SCALES), "method": tuple(METHODS), "rho": (0.0, inf),
-            "weight_decay": (0.0, inf), "seed": (0, inf), "guess": ("", *_EXPECTED),
+        limits: dict[str, Sequence[Any]] = {
+            "scale": list(_SCALES), "method": list(METHODS), "rho": (0.0, inf),
+            "weight_decay": (0.0, inf), "seed": (0, inf), "guess": ["", *_EXPECTED],
         }  # fmt: skip
         return Widget(("plot.js", "lab.js"), state, _TEXT, limits)
 

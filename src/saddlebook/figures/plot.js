@@ -59,7 +59,8 @@ function say(x, digits = 3) {
 
 // A picture with axes. draw(...layers) replaces what is inside, describe(text) what a
 // screen reader says of it.
-function picture({ title, xLabel, yLabel, x, y, width = 360, height = 270 }) {
+// bare: without axes, for images.
+function picture({ title, xLabel, yLabel, x, y, bare, width = 360, height = 270 }) {
   const [left, right, top, bottom] = [52, width - 10, 26, height - 40];
   const clip = unusedId("clip");
   const inside = svg("g", { "clip-path": `url(#${clip})` });
@@ -74,7 +75,7 @@ function picture({ title, xLabel, yLabel, x, y, width = 360, height = 270 }) {
     describe: (text) => view.node.setAttribute("aria-label", text),
     draw: (...layers) => inside.replaceChildren(...layers.flat(9).filter(Boolean)),
   };
-  rim.append(...axes(view, { title, xLabel, yLabel, width, height }));
+  rim.append(...axes(view, { title, xLabel, yLabel, width, height }).slice(0, bare ? 1 : undefined));
   return view;
 }
 
@@ -194,6 +195,40 @@ function button(label, press) {
   const node = html("button", { type: "button" }, label);
   node.addEventListener("click", press);
   return node;
+}
+
+// A button that steps a value through its stops and stops at the last. Where the system
+// asks for less motion one press is one step. While it plays nothing is read aloud.
+function player(model, { name, label, stops, pause }) {
+  const calm = matchMedia("(prefers-reduced-motion: reduce)");
+  let timer = null;
+  const show = () => {
+    node.textContent = calm.matches ? "Next" : timer ? "Pause" : "Play";
+    node.setAttribute("aria-label", `${node.textContent}: ${label}`);
+    const told = node.closest(".sb-widget")?.querySelector(".sb-story");
+    if (told) told.setAttribute("aria-live", timer ? "off" : "polite");
+  };
+  const halt = () => {
+    clearInterval(timer);
+    timer = null;
+    show();
+  };
+  const next = () => {
+    const values = stops();
+    const at = values.indexOf(model.get(name)) + 1;
+    model.set(name, values[at % values.length]);
+    model.save_changes();
+    if (timer && (at === values.length - 1 || !node.isConnected)) halt();
+  };
+  const node = button("", () => {
+    if (timer) return halt();
+    if (!calm.matches) timer = setInterval(next, pause);
+    next();
+    show();
+  });
+  calm.addEventListener("change", halt);
+  show();
+  return html("div", { class: "sb-control" }, node);
 }
 
 // Redraw once a frame however many values changed.

@@ -7,8 +7,11 @@ export const runs = (records, { method, rho }) =>
   records.filter((r) => r.method === method && r.rho === rho);
 export const radii = (records, method) =>
   unique(records.filter((r) => r.method === method).map((r) => r.rho));
-export const epochs = (record) =>
-  unique([...record.curves.epoch, ...record.spectra.map((s) => s.epoch)]);
+// Where this class was measured; of records without such spectra, where accuracy was.
+export function epochs(record, { class_: label, mode }) {
+  const some = record.spectra.filter((s) => s.class === label && s.mode === mode);
+  return unique(some.length ? some.map((s) => s.epoch) : record.curves.epoch);
+}
 export const chosen = (state) => {
   const some = runs(state.records, state);
   return some.find((r) => r.seed === state.seed) || some[0];
@@ -115,6 +118,7 @@ function build(records) {
 
 // --- controls
 
+const WAYS = { clean: "images fixed", as_published: "as published" };
 const NAMES = ["method", "rho", "seed", "class_", "epoch", "mode"];
 
 function controls(model, now) {
@@ -124,6 +128,7 @@ function controls(model, now) {
   const several = methods.some((method) => radii(records, method).length > 1);
   const seeds = () => runs(records, now()).map((r) => [r.seed, `${r.seed}`]);
   const images = records[0].counts.map((n, i) => [i, `${i} (${n} images)`]);
+  const stops = () => epochs(chosen(now()), now());
   const rho = slider(model, { name: "rho", label: "Radius ρ", watch: ["method"],
     stops: () => radii(records, model.get("method")) });
   rho.hidden = !several;
@@ -132,10 +137,10 @@ function controls(model, now) {
     rho,
     choice(model, { name: "seed", label: "Seed", options: seeds, watch: ["method", "rho"] }),
     choice(model, { name: "class_", label: "Class", options: () => images }),
-    slider(model, { name: "epoch", label: "Epoch", stops: () => epochs(chosen(now())),
-      watch: ["method", "rho", "seed"] }),
+    slider(model, { name: "epoch", label: "Epoch", stops, watch: NAMES.filter((n) => n !== "epoch") }),
+    player(model, { name: "epoch", label: "Epoch", stops, pause: 900 }),
     ...(ways.length < 2 ? [] : [choice(model, { name: "mode", label: "Measured",
-      options: () => ways.map((m) => [m, m.replaceAll("_", " ")]) })]));
+      options: () => ways.map((m) => [m, WAYS[m] || m.replaceAll("_", " ")]) })]));
 }
 
 function render({ model, el }) {

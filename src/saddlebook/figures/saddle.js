@@ -60,11 +60,14 @@ function contours(view, { rule }) {
   });
 }
 
-function plane(view, seen) {
+// The path up to the step shown.
+const walked = ({ path }, time) => path.slice(0, time + 1);
+
+function plane(view, seen, time) {
   const { rule, sgd, sam } = seen;
   const bundle = (walks, kind) =>
-    walks.slice(1, rule.sigma ? 8 : 1).map((w) => line(view, w.path, `${kind} sb-faint`));
-  const last = (w) => w.path[w.path.length - 1];
+    walks.slice(1, rule.sigma ? 8 : 1).map((w) => line(view, walked(w, time), `${kind} sb-faint`));
+  const last = (w) => walked(w, time).at(-1);
   const [cx, cy] = [view.x(0), view.y(0)];
   const rx = Math.abs(view.x(-rule.rho * rule.lambda) - cx);
   const ry = Math.abs(view.y(rule.rho) - cy);
@@ -73,8 +76,8 @@ function plane(view, seen) {
     contours(view, seen),
     bundle(sgd, "sb-sgd"),
     bundle(sam, "sb-sam"),
-    line(view, sgd[0].path, "sb-sgd"),
-    line(view, sam[0].path, "sb-sam"),
+    line(view, walked(sgd[0], time), "sb-sgd"),
+    line(view, walked(sam[0], time), "sb-sam"),
     dot(view, ...last(sgd[0]), "sb-sgd"),
     dot(view, ...last(sam[0]), "sb-sam"),
     dot(view, ...sgd[0].path[0], "sb-start"),
@@ -111,8 +114,8 @@ function factor(view, { a, seen }) {
   );
 }
 
-function distance(view, { rule, sgd, sam }) {
-  const trace = (w) => w.path.map(([, y], t) => [t, Math.max(Math.abs(y), 1e-4)]);
+function distance(view, { rule, sgd, sam }, time) {
+  const trace = (w) => walked(w, time).map(([, y], t) => [t, Math.max(Math.abs(y), 1e-4)]);
   view.draw(
     level(view, rule.exit, "sb-zero"),
     rule.normalised && rule.rho && level(view, rule.rho, "sb-here"),
@@ -121,14 +124,15 @@ function distance(view, { rule, sgd, sam }) {
   );
 }
 
-function survival(view, { sgd, sam }) {
+function survival(view, { sgd, sam }, time) {
   const curve = (walks) => {
     const times = walks.map((w) => w.escape).filter(Number.isFinite).sort((p, q) => p - q);
     const left = (i) => 100 - (100 * i) / walks.length;
     const drops = times.flatMap((t, i) => [[t, left(i)], [t, left(i + 1)]]);
     return [[0, 100], ...drops, [SIZE.steps, left(times.length)]];
   };
-  view.draw(line(view, curve(sgd), "sb-sgd"), line(view, curve(sam), "sb-sam"));
+  view.draw(upright(view, time, "sb-here"),
+    line(view, curve(sgd), "sb-sgd"), line(view, curve(sam), "sb-sam"));
 }
 
 // [draw, title, x, y, what it shows in words, which sentence of the story it tells]
@@ -165,6 +169,9 @@ const RANGES = {
   start: { label: "Start y", min: 0.001, max: 0.9, step: 0.02, kind: "log" },
 };
 const NAMES = [...Object.keys(KINDS), ...Object.keys(RANGES), "seed"];
+// Small steps first: an overshoot leaves within ten
+const TIMES = [...new Set(Array.from({ length: 90 }, (_, i) => Math.round(SIZE.steps ** (i / 89))))];
+const TIME = { name: "time", label: "Step shown", stops: () => [0, ...TIMES], pause: 60 };
 
 function controls(model, first) {
   const set = (values) => {
@@ -186,6 +193,7 @@ function controls(model, first) {
   return group("Settings of the saddle explorer",
     html("div", { class: "sb-control" }, html("label", { for: id }, "Scene"), scenes),
     kind("method"), ...Object.keys(RANGES).map(range), kind("batch"), kind("landscape"),
+    slider(model, TIME), player(model, TIME),
     html("div", { class: "sb-control" }, fresh, reset));
 }
 
@@ -202,16 +210,24 @@ function render({ model, el }) {
   el.append(controls(model, now()), words, html("p", { class: "sb-key" }, ...key),
     html("div", { class: "sb-views" }, ...views.map((view) => view.node)));
   let noise = { seed: null };
-  return live(model, NAMES, () => {
+  let seen = null;
+  let told = [];
+  const compute = () => {
     const { seed } = now();
     if (noise.seed !== seed) {
       noise = { seed, values: normals(seed, 4 * SIZE.walkers * SIZE.steps) };
     }
-    const seen = look(now(), noise.values);
-    const told = story(seen);
+    seen = look(now(), noise.values);
+    told = story(seen);
     words.replaceChildren(...told.map((text) => html("p", {}, text)));
+  };
+  let last = "";
+  return live(model, [...NAMES, "time"], () => {
+    const state = JSON.stringify(now());
+    if (state !== last) compute();
+    last = state;
     VIEWS.forEach(([draw, , , , shows, which], i) => {
-      draw(views[i], seen);
+      draw(views[i], seen, model.get("time"));
       views[i].describe(`${shows} ${told[which]}`);
     });
   });

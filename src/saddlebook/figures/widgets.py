@@ -67,11 +67,11 @@ class Widget:
         modules: Files of this package that make the module, in order.
         state: JSON values the module reads and, where it has controls, writes.
         text: What the picture is, for readers without it.
-        limits: By name of a value: its least and greatest number, or the names it may
-            have. In Jupyter anything else is refused.
+        limits: By name of a value: a tuple of its least and greatest number, or a
+            list of all it may be. In Jupyter anything else is refused.
 
     Raises:
-        UsageError: State that is not JSON.
+        UsageError: State that is not JSON, or a value beyond its limits.
     """
 
     def __init__(
@@ -79,8 +79,10 @@ class Widget:
         modules: tuple[str, ...],
         state: Mapping[str, Any],
         text: str,
-        limits: Mapping[str, tuple[Any, ...]] | None = None,
+        limits: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
+        for name, limit in (limits or {}).items():
+            _check(name, state[name], limit)
         try:
             self._json = _compact(state)
         except (TypeError, ValueError) as error:
@@ -168,13 +170,21 @@ _SAVED = """.jp-OutputArea:has(.sb-live) .sb-saved, .sb-again { display: none; }
 _AGAIN = '<p class="sb-again"><b>Run this cell</b> to use the picture.</p>'
 
 
-def _trait(value: Any, limit: tuple[Any, ...] | None) -> Any:
-    """A trait that takes what the picture can show."""
+def _check(name: str, value: Any, limit: Sequence[Any]) -> None:
+    if isinstance(limit, list):
+        if value not in limit:
+            one_of(name, str(value), map(str, limit))
+    elif not (isinstance(value, int | float) and limit[0] <= value <= limit[1]):
+        raise UsageError(f"{name} {value!r} must be in {limit[0]:g} to {limit[1]:g}")
+
+
+def _trait(value: Any, limit: Sequence[Any] | None) -> Any:
+    """A trait that takes what the picture can show: a range, or a list of values."""
     import traitlets
 
     if limit is None:
         return traitlets.Any(value)
-    if isinstance(value, str):
+    if isinstance(limit, list):
         return traitlets.Enum(limit, value)
     kind = traitlets.Int if isinstance(value, int) else traitlets.Float
     return kind(value, min=limit[0], max=limit[1])
@@ -202,11 +212,13 @@ _RANGES = {
     "momentum": (0.0, 0.95),
     "sigma": (0.0, 0.5),
     "start": (0.001, 0.9),
+    "seed": (0, 2**31),
+    "time": (0, 400),
 }
 _CHOICES = {
-    "method": ("normalised", "plain"),
-    "batch": ("same", "fresh"),
-    "landscape": ("saddle", "well"),
+    "method": ["normalised", "plain"],
+    "batch": ["same", "fresh"],
+    "landscape": ["saddle", "well"],
 }
 
 
@@ -222,6 +234,7 @@ def saddle_explorer(
     batch: str = "same",
     landscape: str = "saddle",
     seed: int = 1,
+    time: int = 400,
 ) -> Widget:
     """SGD and SAM on a saddle in the plane, with Theorem 1 beside them.
 
@@ -236,6 +249,7 @@ def saddle_explorer(
         batch: Of the second pass: ``same`` or ``fresh``.
         landscape: ``saddle``, or ``well``: two minima at y = ±1.
         seed: Of the noise.
+        time: Steps of the paths to show, to 400.
 
     Raises:
         UsageError: A value out of range or an unknown name.
@@ -243,13 +257,8 @@ def saddle_explorer(
     state: dict[str, Any] = {
         "rho": rho, "curvature": curvature, "step_size": step_size,
         "momentum": momentum, "sigma": sigma, "start": start, "method": method,
-        "batch": batch, "landscape": landscape, "seed": seed,
+        "batch": batch, "landscape": landscape, "seed": seed, "time": time,
     }  # fmt: skip
-    for name, (low, high) in _RANGES.items():
-        if not low <= state[name] <= high:
-            raise UsageError(f"{name} {state[name]!r} must be in {low:g} to {high:g}")
-    for name, known in _CHOICES.items():
-        one_of(name, state[name], known)
     text = "Explorer: paths of SGD and SAM on a saddle, and the factor of Theorem 1."
     limits = _RANGES | _CHOICES
     return Widget(("plot.js", "theory.js", "saddle.js"), state, text, limits)
@@ -288,7 +297,17 @@ def record_browser(records: Sequence[Record]) -> Widget:
         "mode": first["spectra"][0]["mode"] if first["spectra"] else "",
     }
     text = f"Browser of {len(rows)} records: accuracy and spectra as measured."
-    return Widget(("plot.js", "records.js"), state, text)
+    limits = {
+        "class_": (0, len(first["counts"]) - 1),
+        "epoch": sorted(
+            {s["epoch"] for row in rows for s in row["spectra"]}
+            | {epoch for row in rows for epoch in row["curves"]["epoch"]}
+        ),
+        "mode": sorted({s["mode"] for row in rows for s in row["spectra"]} | {""}),
+    } | {
+        name: sorted({row[name] for row in rows}) for name in ("method", "rho", "seed")
+    }
+    return Widget(("plot.js", "records.js"), state, text, limits)
 
 
 def _row(record: Record) -> dict[str, Any]:

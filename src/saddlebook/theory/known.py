@@ -1,23 +1,33 @@
-"""Tests Lanczos on operators whose spectrum is known, for chapter 4.
+"""Tests against what is known: Lanczos on known spectra, oddities of the released code.
 
-Knows lists of eigenvalues; draws nothing (that is ``figures.toys``). An operator here
+Knows lists of eigenvalues (chapter 4), and settles by a few lines of arithmetic, from
+the library's own losses and layers, what needs no trained network (chapter 11). Draws
+nothing (that is ``figures.toys``). An operator here
 is diagonal unless it is rotated: the ends do not care for the basis, but the weights of
 one probe do. Random signs q give q'f(H)q = tr f(H) exactly where H is diagonal.
 
 Legend: n size, K steps.
+
+References:
+    Rangwani et al. 2022, released code; Cui et al. 2019 (class weights).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.functional import hessian
 
+from saddlebook import losses
 from saddlebook.curvature.lanczos import (
     KrylovState,
     Matvec,
@@ -170,22 +180,66 @@ def changing(
     direction drawn anew, its weight from a heavy-tailed (log-normal) law, over a bulk
     of small positive eigenvalues. ``fixed`` draws once and keeps it.
     """
-    generator = torch.Generator().manual_seed(seed)
+    draws = _draws(seed, size, images)
+    kept = next(draws) if fixed else None
     bulk = torch.linspace(0, 0.05, size)
-    drawn: list[tuple[Tensor, Tensor]] = []
-
-    def draw() -> tuple[Tensor, Tensor]:
-        rows = torch.randn(images, size, generator=generator)
-        weights = torch.exp(2.5 * torch.randn(images, generator=generator)) / images
-        return rows / rows.norm(dim=1, keepdim=True), weights
 
     def matvec(vector: Tensor) -> Tensor:
-        if not drawn or not fixed:
-            drawn[:] = [draw()]
-        rows, weights = drawn[0]
+        rows, weights = kept or next(draws)
         return bulk * vector + rows.T @ (weights * (rows @ vector))
 
     return matvec
+
+
+def _draws(seed: int, size: int, images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Unit rows [images, n] and weights [images], anew each time."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        rows = torch.randn(images, size, generator=generator)
+        weights = torch.exp(2.5 * torch.randn(images, generator=generator)) / images
+        yield rows / rows.norm(dim=1, keepdim=True), weights
+
+
+class ByStep(NamedTuple):
+    """The released recurrence after every step, and the operators it saw.
+
+    Attributes:
+        ritz: Ritz values after 1, 2, … K steps, ascending. [K] of [k]
+        alpha: Diagonal of the tridiagonal matrix. [K]
+        beta: What stands beside it. [K]
+        truth: Eigenvalues of the operator in each step, ascending. [K, n]
+    """
+
+    ritz: list[list[float]]
+    alpha: list[float]
+    beta: list[float]
+    truth: Tensor
+
+
+def recurrence_by_step(
+    seed: int = 0, steps: int = 30, size: int = 400, *, fixed: bool = False
+) -> ByStep:
+    """The released recurrence on ``changing`` step by step, and the true spectra."""
+    start = starts(size, seed, 0).float()
+    state = released(changing(seed, size, fixed=fixed), start, steps)
+    parts = (
+        KrylovState(state.basis[: k + 1], state.alpha[:k], state.beta[:k])
+        for k in range(1, steps + 1)
+    )
+    draws = _draws(seed, size, 50)
+    seen = (
+        itertools.repeat(next(draws), steps)
+        if fixed
+        else itertools.islice(draws, steps)
+    )
+    bulk = torch.linspace(0, 0.05, size).diag()
+    truth = [torch.linalg.eigvalsh(bulk + rows.T * w @ rows) for rows, w in seen]
+    return ByStep(
+        [part.ritz()[0].tolist() for part in parts],
+        state.alpha,
+        state.beta,
+        torch.stack(truth),
+    )
 
 
 def known_causes(seeds: Sequence[int] = (0, 1, 2), steps: int = 60) -> pd.DataFrame:
@@ -248,3 +302,77 @@ def one_probe(
         top = [size * float((w * (found.nodes > near)).sum()) for w in both]
         rows.append(off + top)
     return pd.DataFrame(rows, columns=["raw", "lines", "weight", "line"])
+
+
+def mean_weight(class_counts: Sequence[int], beta: float = 0.9999) -> float:
+    """Weight of a training image under DRW, mean over all images.
+
+    The released loss divides by the summed weights of the batch, so the switch to
+    weights multiplies the gradient by no fixed factor. Divided by the number of images
+    instead, loss and gradient would be about this many times as large.
+    """
+    weights = losses.class_weights(class_counts, beta, torch.float64)
+    counts = torch.tensor(class_counts, dtype=torch.float64)
+    return float(weights @ counts / counts.sum())
+
+
+def class_shares(class_counts: Sequence[int], beta: float = 0.9999) -> Tensor:
+    """Share of each class in the summed weights. [C]"""
+    weights = losses.class_weights(class_counts, beta, torch.float64)
+    shares = weights * torch.tensor(class_counts, dtype=torch.float64)
+    return shares / shares.sum()
+
+
+def second_pass_share(momentum: float = 0.1) -> float:
+    """Share of SAM's second pass in the running statistics of batch norm.
+
+    Measured on a layer: the first passes see zeros, the second ones see ones.
+    """
+    layer = nn.BatchNorm1d(1, momentum=momentum).double()
+    first, second = torch.zeros(4, 1).double(), torch.ones(4, 1).double()
+    for _ in range(math.ceil(60 / momentum)):
+        layer(first)
+        layer(second)
+    assert layer.running_mean is not None
+    return float(layer.running_mean)
+
+
+def weight_on_one_class(weight: float, reduction: str = "weighted") -> float:
+    """Factor by which a class weight scales the Hessian of that class's loss.
+
+    On a linear classifier of random inputs, float64, by the exact Hessian.
+
+    Args:
+        weight: Of the class.
+        reduction: ``weighted`` as released (divide by the summed weights), or ``plain``
+            (divide by the number of images).
+    """
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(12, 3, generator=draw, dtype=torch.float64)
+    labels = torch.full((12,), 2)
+    start = torch.randn(4, 3, generator=draw, dtype=torch.float64)
+    even = torch.ones(4, dtype=torch.float64)
+    odd = even.index_fill(0, labels[:1], weight)
+
+    def curvature(weights: Tensor) -> Tensor:
+        def loss(matrix: Tensor) -> Tensor:
+            logits = images @ matrix.T
+            if reduction == "weighted":
+                return nn.functional.cross_entropy(logits, labels, weights)
+            every = nn.functional.cross_entropy(
+                logits, labels, weights, reduction="none"
+            )
+            return every.mean()
+
+        return torch.as_tensor(hessian(loss, start))
+
+    return float(curvature(odd).norm() / curvature(even).norm())
+
+
+def cosine_floor(num_classes: int, scale: float = 1.0) -> float:
+    """Least cross-entropy of logits that are cosines times ``scale``, nats.
+
+    The released analysis measures LDAM networks under plain cross-entropy of the bare
+    cosines, which no network can bring near zero.
+    """
+    return math.log1p((num_classes - 1) * math.exp(-2 * scale))

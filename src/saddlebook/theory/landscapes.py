@@ -1,18 +1,24 @@
 """Lets thousands of walkers run on toy landscapes: what Theorem 1 predicts, seen.
 
+At the end two classes in the plane, trained with the library's losses (chapter 2).
+
 Legend: d dimensions, W walkers; positions are [d, W], so that ``x, y = position``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.random import Generator
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from saddlebook import losses
 from saddlebook.errors import NumericalError, UsageError
 from saddlebook.theory.saddles import Array, finite
 
@@ -296,3 +302,61 @@ def measure_gradient(
         float(outward.std() / root),
         float(norm),
     )
+
+
+class PlaneToy(NamedTuple):
+    """A linear classifier of two classes in the plane, and how it does.
+
+    Attributes:
+        boundary: Of a·x + b·y + c = 0, the rare class where it is positive. [3]
+        right: Percent right of new points, frequent and rare class. [2]
+    """
+
+    boundary: Tensor
+    right: Tensor
+
+
+def plane_points(counts: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Points around (−1, 0) and (1, 0), standard deviation 1. [N, 2], labels [N]"""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
+    points = torch.randn(len(labels), 2, generator=draw, dtype=torch.float64)
+    points[:, 0] += 2.0 * labels - 1
+    return points, labels
+
+
+def boundary_toy(counts: Sequence[int], beta: float, max_margin: float) -> PlaneToy:
+    """Train cosines times 30 with class weights and LDAM's margins on ``plane_points``.
+
+    A point (x, y) becomes (x, y, 2) on the sphere, so that the boundary is a line.
+
+    Args:
+        counts: Training points of the frequent and the rare class.
+        beta: Of ``losses.class_weights``.
+        max_margin: Of the rare class; 0: cross-entropy.
+    """
+    points, labels = plane_points(counts)
+    adjust = losses.adjustment("ldam", counts)
+    adjust = adjust._replace(margin=adjust.margin * (max_margin / adjust.margin.max()))
+    weights = losses.class_weights(counts, beta, torch.float64)
+    matrix = torch.tensor([[-1.0, 0, 0], [1, 0, 0]], dtype=torch.float64)
+    matrix.requires_grad_()
+    fitter = torch.optim.LBFGS([matrix], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        fitter.zero_grad()
+        cosines = _on_sphere(points) @ normalize(matrix).T
+        loss = nn.functional.cross_entropy(adjust(cosines, labels), labels, weights)
+        loss.backward()
+        return loss.detach()
+
+    fitter.step(closure)
+    found = normalize(matrix.detach())
+    boundary = (found[1] - found[0]) * torch.tensor([1, 1, 2])
+    fresh, truth = plane_points([5000, 5000], seed=1)
+    right = (fresh @ boundary[:2] + boundary[2] > 0) == truth.bool()
+    return PlaneToy(boundary, 100 * right.view(2, -1).double().mean(1))
+
+
+def _on_sphere(points: Tensor) -> Tensor:
+    return normalize(nn.functional.pad(points, (0, 1), value=2.0))
