@@ -99,6 +99,7 @@ class _Crew:
     busy: dict[Any, list[Experiment]] = field(default_factory=dict)
     processes: dict[Any, Any] = field(default_factory=dict)
     heard: dict[Any, float] = field(default_factory=dict)
+    asked: float = math.inf  # when the workers were told to stop
     troubles: list[SaddlebookError] = field(default_factory=list)
 
     def work(self, devices: Sequence[str], options: dict[str, Any]) -> None:
@@ -128,6 +129,7 @@ class _Crew:
             for pipe in [p for p, group in self.busy.items() if not group]:
                 self._order(pipe)
             self._name_silent()
+            self._leave_stuck()
             if self.watcher.stopped() and not told_to_stop:
                 told_to_stop = True
                 self._stop()
@@ -143,6 +145,17 @@ class _Crew:
                     f"has said nothing for {_SILENCE / 60:.0f} minutes; if it hangs, "
                     "stop this command and run it again: it continues"
                 )
+
+    def _leave_stuck(self) -> None:
+        """Wait no longer for a worker that does not heed a stop: it hangs."""
+        late = time.monotonic() - self.asked > _PATIENCE
+        for pipe, group in [*self.busy.items()] if late else []:
+            del self.busy[pipe]
+            self.processes[pipe].kill()
+            name = group[0].slug if group else "no run"
+            told = f"stopped a worker that hung in {name}; the same command continues"
+            self.troubles.append(Stopped(told))
+            self.note(told)
 
     def _hear(self, pipe: Any) -> None:
         self.heard[pipe] = time.monotonic()
@@ -198,6 +211,7 @@ class _Crew:
                 Stopped("stopped with runs left; the same command continues")
             )
         self.left.clear()
+        self.asked = min(self.asked, time.monotonic())
         for pipe, group in self.busy.items():
             if group:
                 pipe.send("stop")

@@ -13,6 +13,7 @@ import pytest
 from saddlebook import progress, runner, studies, workers
 from saddlebook.__main__ import main
 from saddlebook.disk.files import locked
+from saddlebook.errors import Stopped
 from saddlebook.experiment import Experiment, at_scale
 from saddlebook.progress import Progress
 from saddlebook.store import Store
@@ -97,6 +98,27 @@ def test_a_worker_that_is_killed_is_named_and_nothing_is_lost():
         assert process.returncode == 7
         assert "a worker ended without a word (exit code -9)" in errors
     assert main(RUN[:-1]) == 0
+
+
+def test_a_worker_that_hangs_holds_up_no_stop(monkeypatch):
+    monkeypatch.setattr(workers, "_PATIENCE", 1)
+    watcher = Progress(1, show=False)
+    watcher.epoch_done = lambda *told: frozen or freeze()
+    frozen, lines = [], []
+
+    def freeze():
+        frozen.extend(children(os.getpid()))
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+
+    watcher.stopped = lambda: bool(frozen)
+    places = {"results": "results", "data_root": None, "work": runner.WORK}
+    with pytest.raises(Stopped, match="the same command continues"):
+        workers.share(CONTROL, ["cpu"], watcher=watcher, note=lines.append, **places)
+    assert any(f"a worker that hung in {CONTROL[0].slug}" in line for line in lines)
+    assert not [pid for pid in frozen if Path(f"/proc/{pid}/cmdline").exists()]
+    whole = runner.run_all(CONTROL[:1], work="alone")
+    assert results(runner.run_all(CONTROL[:1])) == results(whole)
 
 
 def test_runs_that_share_a_training_are_not_in_two_hands_and_a_foreign_one_is_left(
