@@ -245,8 +245,8 @@ def _papermill(words: list[str]) -> None:
 
 def _snakemake(words: list[str]) -> None:
     tool = os.environ["SNAKEMAKE"]
-    told = {"python": sys.executable, "scale": "quick", "studies": "control,curvature"}
-    config = [f"{name}={value}" for name, value in (told | {"seeds": "0"}).items()]
+    told = {"python": sys.executable, "scale": "quick", "studies": "control"}
+    config = [f"{name}={value}" for name, value in (told | {"seeds": "0,1,2"}).items()]
     place = ["--snakefile", "workflow/Snakefile"]
     place += ["--profile", "workflow/profiles/machine"]
     os.execv(tool, [tool, *place, *words, "--config", *config])

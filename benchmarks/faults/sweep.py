@@ -40,7 +40,7 @@ def rows(asked: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], Row
     parts = {
         "input": inputs.inputs(asked.damage * 25),
         "damage": damage.damage(asked.damage, asked.seed),
-        "fault": hurdles.hurdles(asked.seed),
+        "fault": hurdles.hurdles(asked.seed, asked.long),
         "long run": long_runs.long_runs(asked.long),
         "kill": kills.kills(asked.kills, asked.seed, asked.snakemake),
     }
