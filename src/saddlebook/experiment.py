@@ -37,6 +37,7 @@ _CHOICES = {
     "sam_epochs": ("all", "before", "after"), "model": _SMALL_MODELS + _LARGE_MODELS,
     "imbalance": ("exp", "step", "as_is"), "loss": ("ce", "ldam", "vs", "focal"),
     "pipeline": ("torchvision", "mapped"), "sam_climb": ("batch", "shard"),
+    "spectra_plan": ("classes", "head_images"),
     "schedule": ("steps", "cosine"), "sam_bn": ("both", "first"),
     "precision": PRECISIONS,
 }  # fmt: skip
@@ -118,6 +119,7 @@ class Experiment:
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp64``.
         spectra_at: Epochs whose class spectra are measured.
         spectra_images: Most images of a class that its spectra use; None is all.
+        spectra_plan: ``classes`` or ``head_images``; see ``measure.spectra_plan``.
         seed: Of initial weights, order and augmentation; the split is always seed 0.
         classes: Of your own images, their number; ``run`` fills it in.
         images_digest: Of your own images, 16 hex digits; ``run`` fills it in.
@@ -176,6 +178,7 @@ class Experiment:
     shards: int = 1
     sam_climb: str = "batch"
     pipeline: str = "torchvision"
+    spectra_plan: str = "classes"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -197,8 +200,10 @@ class Experiment:
                     f"{name} {value!r} has no effect with {by} {getattr(self, by)!r}; "
                     f"leave it out, or take {by}={values[-1]!r}"
                 )
-        if self.spectra_images and not self.spectra_at:
-            raise UsageError("spectra_images has no effect without spectra_at")
+        for name in ("spectra_images", "spectra_plan"):
+            given = getattr(self, name) != getattr(type(self), name)
+            if given and not self.spectra_at:
+                raise UsageError(f"{name} has no effect without spectra_at")
         of_own = (self.classes, self.images_digest, self.imbalance == "as_is")
         if not self.is_own and any(of_own[: 2 if self.is_large else 3]):
             raise UsageError(
@@ -275,7 +280,8 @@ class Experiment:
     @property
     def training(self) -> Experiment:
         """The same run without its measurements: one training serves them all."""
-        return replace(self, spectra_at=(), spectra_images=None)
+        measured = ("spectra_at", "spectra_images", "spectra_plan")
+        return replace(self, **{name: getattr(type(self), name) for name in measured})
 
     @property
     def milestones(self) -> tuple[int, ...]:

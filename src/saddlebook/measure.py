@@ -28,6 +28,12 @@ Progress = Callable[[int, int, str], None]  # done, in all, what is under way
 _STEPS = 100  # as published; the corrected modes stop at the accuracy below
 _QUICK_STEPS = 25  # enough to show the machinery
 _RTOL = 0.01
+# Of the largest class, by mode; a view more costs a released mode a redraw, the mean
+# over all views a product of each
+HEAD_IMAGES = {
+    "clean": (25, 50, 100, 200, 400, 1000), "augmented": (25, 50),
+    "as_published": (25, 50, 100, 200, 400),
+}  # fmt: skip
 
 
 def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
@@ -39,10 +45,20 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     switch. At the last epoch also: clean spectra of all classes, the first and third as
     released, and for a few classes the 2×2 table of causes, frozen augmentations, batch
     statistics, held-out images, and the largest class cut to the size of the rarest.
+
+    With the plan ``head_images``: the largest class cut to ``HEAD_IMAGES``.
     """
     epochs = experiment.spectra_at
     if not epochs:
         return []
+    if experiment.spectra_plan == "head_images":
+        return [
+            _item(epoch, 0, mode, images=count)
+            for epoch in epochs
+            for mode, counts in HEAD_IMAGES.items()
+            for count in counts
+            if count <= experiment.largest_class
+        ]
     classes = range(experiment.num_classes)
     if len(epochs) == 1 or experiment.is_own:
         return [_item(epoch, c, "clean") for epoch in epochs for c in classes]
@@ -73,12 +89,17 @@ def _item(
     *,
     held_out: bool = False,
     cut: int | None = None,
+    images: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """One measurement; ``cut`` names the class to whose size this one is cut."""
+    """One measurement of a class that is cut to ``images``, or to the size of ``cut``.
+
+    ``cut`` names a class; ``seed`` draws the images.
+    """
     name = mode + ("_held_out" if held_out else "") + (f"_cut{seed}" if cut else "")
+    name += f"_of{images}" if images else ""
     return {"epoch": epoch, "class": class_, "mode": name, "of": mode} | {
-        "held_out": held_out, "cut": cut, "seed": seed,
+        "held_out": held_out, "cut": cut, "images": images, "seed": seed,
     }  # fmt: skip
 
 
@@ -110,7 +131,8 @@ def class_items(
         return []
     file = weights[experiment.spectra_at[-1]].parent / "spectra.json"
     task = prepare(experiment, dataset, device)
-    wanted = [i | {"limit": _limit(experiment, task, i["cut"])} for i in wanted]
+    counts = task.class_counts
+    wanted = [i | {"limit": limit(experiment, counts, i)} for i in wanted]
     origins = {epoch: _origin(path) for epoch, path in weights.items()}
     found = _kept(file, origins)
     left = [item for item in wanted if _name(item) not in found]
@@ -233,10 +255,14 @@ def _measured(
     return result | {"mode": item["mode"]}
 
 
-def _limit(experiment: Experiment, task: Task, cut: int | None) -> int | None:
-    """Most images: those of the class cut to, and what the experiment allows."""
-    size = None if cut is None else task.class_counts[cut]
-    return min(filter(None, (size, experiment.spectra_images)), default=None)
+def limit(
+    experiment: Experiment, class_counts: Sequence[int], item: Mapping[str, Any]
+) -> int | None:
+    """Most images of a measurement: of its own, of the class cut to, and allowed."""
+    cut = None if item["cut"] is None else class_counts[item["cut"]]
+    return min(
+        filter(None, (cut, item["images"], experiment.spectra_images)), default=None
+    )
 
 
 def class_loss(

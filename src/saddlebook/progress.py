@@ -33,11 +33,10 @@ def training_work(experiment: Experiment) -> float:
 
 def measuring_work(experiment: Experiment) -> float:
     """Of all spectra of its plan."""
-    counts, limit = _counts(experiment), experiment.spectra_images or 10**9
-    total = 0.0
+    counts, total = _counts(experiment), 0.0
     for item in measure.spectra_plan(experiment):
-        cut = limit if item["cut"] is None else counts[item["cut"]]
-        images = min(counts[item["class"]], limit, cut)
+        whole = counts[item["class"]]
+        images = min(whole, measure.limit(experiment, counts, item) or whole)
         total += images * _STEPS * (1 if item["of"] == "clean" else 2)
     return _PRODUCT * total
 

@@ -278,6 +278,23 @@ def curvature(seeds: Sequence[int] = SEEDS[:3]) -> list[Experiment]:
     return [replace(run, spectra_at=(run.epochs,)) for run in runs]
 
 
+def head_images(seeds: Sequence[int] = FRESH_SEEDS) -> list[Experiment]:
+    """CE+DRW with SGD: the largest class measured on 25 to 1,000 of its images.
+
+    Is a large abs(λmin/λmax) a matter of how many images are measured? Seeds whose
+    spectra no page shows; written before they were measured. All after the last epoch.
+
+    Hypothesis (c1): with images fixed, 25 of them give a larger ratio than 1,000.
+    Hypothesis (c2): as published, 50 give a larger ratio than 400.
+    Hypothesis (c3): on the same 50 images the ratio as published is larger than that of
+    the exact mean over all views. Tests: t over seeds, two-sided, Holm over the three.
+    """
+    return [
+        replace(e, spectra_at=(e.epochs,), spectra_plan="head_images")
+        for e in _seeded([_drw()], seeds)
+    ]
+
+
 def vs_tuning(seeds: Sequence[int] = TUNING_SEEDS[:1]) -> list[Experiment]:
     """VS with SGD over four published pairs of γ and τ; the paper's are not published.
 
@@ -343,7 +360,8 @@ STUDIES: dict[str, Callable[..., list[Experiment]]] = {
     for study in (
         table1, table1_cifar100, control, dynamics, rho_ablation, weight_decay,
         sam_timing, bn_statistics, optimizers, optimizers_cifar100, tuning, curvature,
-        tuning_cifar100, adaptive_tuning, vs_tuning, wider_tuning, wider_decay, one_curve, lab,
+        tuning_cifar100, adaptive_tuning, head_images, vs_tuning, wider_tuning,
+        wider_decay, one_curve, lab,
     )
 }  # fmt: skip
 

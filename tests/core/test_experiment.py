@@ -38,8 +38,8 @@ def test_every_field_changes_the_key():
         "scale": "lite", "dataset": "cifar100", "imbalance": "step", "max_count": 9,
         "model": "resnet8", "loss": "vs", "reweight": "drw", "optimizer": "sam",
         "sam_epochs": "after", "sam_bn": "first", "precision": "bf16",
-        "spectra_at": (1,), "spectra_images": 9, "beta": 0.5, "momentum": 0.5,
-        "lpf_samples": 4, "classes": 9, "images_digest": "0" * 16,
+        "spectra_at": (1,), "spectra_images": 9, "spectra_plan": "head_images",
+        "beta": 0.5, "momentum": 0.5, "lpf_samples": 4, "classes": 9, "images_digest": "0" * 16,
         "schedule": "cosine", "rho_steps": (1, 1, 1, 1), "shards": 4,
         "sam_climb": "shard", "pipeline": "mapped",
     }  # fmt: skip

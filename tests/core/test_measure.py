@@ -11,6 +11,7 @@ from saddlebook.data import normalise
 from saddlebook.disk import checkpoint, files
 from saddlebook.errors import CorruptError, Stopped
 from saddlebook.experiment import Experiment, at_scale
+from saddlebook.findings import tables
 from saddlebook.train import train
 from saddlebook.train.run import prepare
 
@@ -67,13 +68,26 @@ def test_no_spectrum_uses_more_images_than_the_experiment_allows(digits, trained
 
     def images(class_, **how):
         item = measure._item(3, class_, "clean", **how)
-        item |= {"limit": measure._limit(few, task, item["cut"])}
+        item |= {"limit": measure.limit(few, task.class_counts, item)}
         return measure._measured(few, task, task.test_images, model, item)["images"]
 
     assert images(0) == 6
     assert images(9) == 5
     assert images(0, cut=9) == 5
     assert images(0, held_out=True) == 6
+    assert images(0, images=4) == 4
+
+
+def test_the_largest_class_is_measured_on_ever_fewer_of_its_images():
+    many = replace(TINY, spectra_at=(3,), spectra_plan="head_images", max_count=50)
+    assert many.training == replace(TINY.training, max_count=50)
+    names = [(i["class"], i["mode"]) for i in measure.spectra_plan(many)]
+    assert names == [
+        (0, f"{mode}_of{count}")
+        for mode in ("clean", "augmented", "as_published")
+        for count in (25, 50)
+    ]
+    assert tables.split("as_published_of25") == ("as_published", "of")
 
 
 def test_exported_weights_give_the_trained_network_back(digits, trained):

@@ -12,7 +12,7 @@ from worlds import FAMILY, as_the_poster, made, world
 
 from saddlebook import studies
 from saddlebook.experiment import at_scale
-from saddlebook.findings import claims, hypotheses, readme
+from saddlebook.findings import claims, hypotheses, readme, spectra_claims
 from saddlebook.store import Store
 
 
@@ -137,9 +137,10 @@ def test_the_slope_is_that_of_least_squares_over_the_radii():
 def test_every_hypothesis_stands_in_the_docstring_of_a_study():
     texts = " ".join(str(study.__doc__) for study in studies.STUDIES.values())
     stated = re.findall(r"Hypothesis \((\w+)\)", texts)
-    later = [
-        c.name for f in (hypotheses.wider, hypotheses.curve_family) for c in f().claims
-    ]
+    families = (
+        hypotheses.wider, hypotheses.curve_family, spectra_claims.images_family,
+    )  # fmt: skip
+    later = [claim.name for family in families for claim in family().claims]
     assert sorted(stated) == sorted([*FAMILY, "ii", *later])
 
 

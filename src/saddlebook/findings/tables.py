@@ -50,7 +50,8 @@ def spectra_table(records: Iterable[Record]) -> pd.DataFrame:
     """One row a spectrum; may be empty, with its columns.
 
     ``stage`` is the epoch of the paper's figure that ``epoch`` stands for; ``data`` is
-    ``training``, ``held out`` or ``cut``; ``recurrence`` the mode without that.
+    ``training``, ``held out``, ``cut`` or ``of`` so many images; ``recurrence`` the
+    mode without that.
     ``reported`` marks values of a released mode that are no eigenvalues of the fixed
     operator; other values that did not converge are NaN.
 
@@ -107,10 +108,12 @@ def _number(value: float | None) -> float:
 
 def split(mode: str) -> tuple[str, str]:
     """Mode of a record's spectrum as recurrence and data it was measured on."""
-    found = re.fullmatch(r"(.*?)_(held_out|cut\d+)", mode)
+    found = re.fullmatch(r"(.*?)_(held_out|cut\d+|of\d+)", mode)
     if not found:
         return mode, "training"
-    return found[1], "held out" if found[2] == "held_out" else "cut"
+    return found[1], "held out" if found[2] == "held_out" else found[2].strip(
+        "0123456789"
+    )
 
 
 def stages(experiment: Experiment) -> dict[int, int]:
