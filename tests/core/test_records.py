@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from saddlebook import studies
-from saddlebook.experiment import SCALES
+from saddlebook.experiment import LARGE, SCALES
 from saddlebook.store import Store
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -23,6 +23,7 @@ def test_every_committed_record_is_whole_and_of_its_scale(scale):
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_committed_record_belongs_to_a_study(scale):
     wanted = {e.key for name in studies.STUDIES for e in studies.named(name, scale)}
+    wanted |= {e.key for name in LARGE for e in studies.large(name, studies.SEEDS)}
     strays = [r.experiment.slug for r in Store(RESULTS / scale).records()]
     assert [slug for slug in strays if slug[-8:] not in wanted] == []
 

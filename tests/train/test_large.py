@@ -76,7 +76,7 @@ def test_the_published_sets_are_cut_as_the_released_scripts_do(dataset, cut, fol
     for part in large._PUBLISHED[dataset][:2]:
         source = "train" if "train" in part else "test"
         text = (folder / f"toy_{source}.txt").read_text()
-        (folder / part).write_text(text)
+        (folder / f"{part}.txt").write_text(text)
     with pytest.raises(DataError, match="44 and 18 images of 9 classes, not"):
         large.find_large(exp, folder)
 

@@ -16,6 +16,7 @@ References:
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,11 +35,9 @@ from saddlebook.experiment import LARGE, LISTED, Experiment
 
 # Training and test list as published, and how many images they name
 _PUBLISHED = {
-    "imagenet-lt": ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt", 115_846, 50_000),
-    "inaturalist18": (
-        "iNaturalist18_train.txt", "iNaturalist18_val.txt", 437_513, 24_426
-    ),
-}  # fmt: skip
+    "imagenet-lt": ("ImageNet_LT_train", "ImageNet_LT_test", 115_846, 50_000),
+    "inaturalist18": ("iNaturalist18_train", "iNaturalist18_val", 437_513, 24_426),
+}
 _STATISTICS = {"inaturalist18": ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))}
 _USUAL = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of ImageNet
 Keys = Iterator[list[tuple[int, int]]]  # (epoch, row) of each image of each batch
@@ -101,18 +100,15 @@ def find_large(
     """
     name, root = experiment.dataset, Path(images or folder)
     short = name.removeprefix(LISTED)
-    files = _PUBLISHED.get(name, (f"{short}_train.txt", f"{short}_test.txt"))[:2]
-    (train, labels), (test, others) = (_parsed(Path(folder, file)) for file in files)
+    files = _PUBLISHED.get(name, (f"{short}_train", f"{short}_test"))[:2]
+    (train, labels), (test, others) = (_parsed(Path(folder, f"{f}.txt")) for f in files)
     sizes = _checked_sizes(name, labels, others)
     order = sizes.argsort(descending=True, stable=True)
     rank = order.argsort()
     found = Lists(
-        name,
-        Split(train, rank[labels], root),
-        Split(test, rank[others], root),
-        tuple(map(str, order.tolist())),
-        tuple(sizes[order].tolist()),
-    )
+        name, Split(train, rank[labels], root), Split(test, rank[others], root),
+        tuple(map(str, order.tolist())), tuple(sizes[order].tolist()),
+    )  # fmt: skip
     if experiment.pipeline == "mapped":
         return _with_map(found, stored_size(experiment.image_size))
     return replace(found, digest=_looked_at(found))
@@ -121,11 +117,10 @@ def find_large(
 def _parsed(path: Path) -> tuple[list[str], Tensor]:
     with explained(f"cannot read {path}", "put the split file there", DataError):
         lines = read_whole(path).decode().splitlines()
+    for number, line in enumerate(lines, 1):
+        if not re.fullmatch(r"\S.* \d{1,6}", line.strip()):
+            raise DataError(f"{path}, line {number}: {line[:80]!r} is not 'path label'")
     parts = [line.strip().rpartition(" ") for line in lines]
-    for number, (image, _, label) in enumerate(parts, 1):
-        if not (image and label.isdecimal() and len(label) < 7):
-            line = lines[number - 1][:80]
-            raise DataError(f"{path}, line {number}: {line!r} is not 'path label'")
     return [part[0] for part in parts], torch.tensor([int(part[2]) for part in parts])
 
 
@@ -194,13 +189,11 @@ def stored_size(size: int) -> int:
 class Views(Dataset[Tensor]):
     """Images of a split as the network's input needs them, by (epoch, row). uint8
 
-    Epoch 0 is for tests: the short side at ``short`` pixels (None: ``stored_size``),
+    Epoch 0 is for tests: the short side at ``short`` pixels (0: ``stored_size``),
     then the centre. From a map come whole stored images, which ``input_of`` crops.
     """
 
-    def __init__(
-        self, split: Split, size: int, seed: int = 0, short: int | None = None
-    ) -> None:
+    def __init__(self, split: Split, size: int, seed: int = 0, short: int = 0) -> None:
         from torchvision.transforms import v2
 
         self.split, self.seed = split, seed
@@ -283,15 +276,12 @@ def fetched(
             collate_fn=torch.as_tensor,
         )  # fmt: skip
     except DataError as error:  # a reader's error comes with its traceback
-        line = str(error).strip().splitlines()[-1]
-        raise DataError(line.partition("DataError: ")[2] or line) from error
+        raise DataError(str(error).strip().rpartition("DataError: ")[2]) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        told = (
-            "a process that reads images was killed; fewer --readers take less memory"
-        )
-        raise MachineError(f"{told}; the last checkpoint is kept") from error
+        told = "a process that reads images was killed; the last checkpoint is kept"
+        raise MachineError(f"{told}; fewer --readers take less memory") from error
 
 
 def pack(lists: Lists, size: int, readers: int = 0) -> Path:
@@ -307,8 +297,9 @@ def pack(lists: Lists, size: int, readers: int = 0) -> Path:
     stored = stored_size(size)
     path = lists.map_file(stored)
     partial = path.with_suffix(".part")
+    full = explained(f"cannot write {path}", "free space and pack again", ResourceError)
     try:
-        with partial.open("wb") as out:
+        with full, partial.open("wb") as out:
             for split in (lists.train, lists.test):
                 rows = torch.arange(len(split.paths)).split(64)
                 keys = iter([[(0, row) for row in some.tolist()] for some in rows])
@@ -317,9 +308,6 @@ def pack(lists: Lists, size: int, readers: int = 0) -> Path:
             out.flush()
             os.fsync(out.fileno())
         os.replace(partial, path)
-    except OSError as error:
-        told = f"cannot write {path} ({error.strerror}); free space and pack again"
-        raise ResourceError(told) from error
     finally:
         partial.unlink(missing_ok=True)
     facts = {"digest": lists.digest, "lists": _named(lists)}
@@ -369,7 +357,8 @@ def input_of(
         Normalised, channels-last. [B, 3, size, size]
     """
     if numbers is not None:
-        images = augmentation.random_crops(images, size, numbers.to(dtype))
+        numbers = numbers.to(images.device, dtype)
+        images = augmentation.random_crops(images, size, numbers)
     edge = (images.shape[-1] - size) // 2
     centre = images[..., edge : edge + size, edge : edge + size]
     normal = augmentation.normalise(centre, dtype, _STATISTICS.get(name, _USUAL))

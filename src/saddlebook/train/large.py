@@ -22,14 +22,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from saddlebook import data, losses, models, optim
+from saddlebook import data, errors, losses, models, optim
 from saddlebook.data.large import Batches, Lists, Split, Views, fetched, input_of
 from saddlebook.disk import checkpoint
 from saddlebook.disk.files import read_whole
-from saddlebook.errors import NumericalError, SaddlebookError, Stopped, UsageError
-from saddlebook.errors import explained as explained
 from saddlebook.experiment import Experiment
 from saddlebook.train.graphs import arithmetic
 from saddlebook.train.loop import Watcher
@@ -63,14 +60,12 @@ def gathered(device: str = "cpu") -> Iterator[Crew]:
     """
     place, alone = torch.device(device), "RANK" not in os.environ
     if place.type == "cuda":
-        place = torch.device(
-            "cuda", place.index or int(os.environ.get("LOCAL_RANK", 0))
-        )
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        place = torch.device("cuda", place.index or local)
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-    by_itself: dict[str, Any] = {"rank": 0, "world_size": 1}
-    by_itself["store"] = dist.HashStore()  # type: ignore[attr-defined]
-    dist.init_process_group(backend, **(by_itself if alone else {}))
+    single: Any = {"rank": 0, "world_size": 1, "store": dist.HashStore()}  # type: ignore
+    dist.init_process_group(backend, **(single if alone else {}))
     try:
         yield Crew(dist.get_rank(), dist.get_world_size(), place)
     finally:
@@ -82,7 +77,7 @@ def told_once() -> Iterator[None]:
     """An error that all processes meet is told by the first of a machine alone."""
     try:
         yield
-    except SaddlebookError as error:
+    except errors.SaddlebookError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             raise SystemExit(error.exit_code) from error
         raise
@@ -122,7 +117,9 @@ def train_large(
     """
     with arithmetic(experiment.precision):
         with told_once():
-            run = _LargeRun(experiment, lists, crew, folder, readers, compiled)
+            run = _LargeRun(experiment, lists, crew, folder, readers)
+        if compiled:
+            run.model.compile()
         run.to_end(watcher, save_every)
         return run.outcome()
 
@@ -131,13 +128,14 @@ class _LargeRun:
     """A run on one of the processes: its network, schedule, history and file."""
 
     def __init__(
-        self, exp: Experiment, lists: Lists, crew: Crew, folder: Path, readers: int,
-        compiled: bool,
-    ) -> None:  # fmt: skip
+        self, exp: Experiment, lists: Lists, crew: Crew, folder: Path, readers: int
+    ) -> None:
         self.experiment, self.lists, self.crew = exp, lists, crew
+        self.rank, self.world, self.device = crew
+        self._torchrun = os.getppid() if "RANK" in os.environ else 0
         self.folder, self.readers = folder / exp.slug, readers
         self.batches = _batches(exp, len(lists.train.labels), crew)
-        self.labels = lists.train.labels.to(crew.device)
+        self.labels = lists.train.labels.to(self.device)
         self.model = _network(exp, crew)
         self.optimizer = optim.SAM(
             self.model.parameters(), torch.optim.SGD, rho=0.0, lr=exp.lr,
@@ -149,23 +147,22 @@ class _LargeRun:
         self.dtype = like.dtype
         self.adjust = objective(exp, lists.class_counts).like(like).adjust
         self._by_class = losses.class_weights(lists.class_counts, exp.beta).to(like)
-        self.weight = torch.ones_like(self._by_class)
         self.history: list[dict[str, Any]] = []
         self.epoch = self.step = self.resumes = 0
         self.lr = self.rho = self.seconds = self.loss = 0.0
-        self._local = torch.zeros((), dtype=torch.float64, device=crew.device)
+        self._local = torch.zeros((), dtype=torch.float64, device=self.device)
         self._resume()
         self._clock = self._saved = time.monotonic()
-        if compiled:
-            self.model.compile()
-        self.net = DistributedDataParallel(self.model, broadcast_buffers=False)
+        self.net = nn.parallel.DistributedDataParallel(
+            self.model, broadcast_buffers=False
+        )
 
     def to_end(self, watcher: Watcher | None, save_every: float) -> None:
         """All epochs that are left."""
-        exp, (rank, world, device) = self.experiment, self.crew
+        exp, start = self.experiment, (self.epoch + 1, self.step)
         views = Views(self.lists.train, exp.image_size, exp.seed)
-        keys = self.batches.keys((self.epoch + 1, self.step), exp.epochs, rank, world)
-        images = fetched(views, keys, self.readers, device.type == "cuda")
+        keys = self.batches.keys(start, exp.epochs, self.rank, self.world)
+        images = fetched(views, keys, self.readers, self.device.type == "cuda")
         for epoch in range(self.epoch + 1, exp.epochs + 1):
             self._begin(epoch)
             batches = self.batches.epoch(epoch)
@@ -177,7 +174,7 @@ class _LargeRun:
                     with told_once():
                         self._agree(watcher, save_every)
             row = self._end(epoch, sum(map(len, batches)))
-            if watcher and not rank:
+            if watcher and not self.rank:
                 watcher.epoch_done(exp, row)
 
     def _begin(self, epoch: int) -> None:
@@ -188,28 +185,26 @@ class _LargeRun:
 
     def _pieces(self, epoch: int, rows: Tensor, images: Tensor) -> list[_Piece]:
         """This process's pieces of a batch, on the device."""
-        exp, (rank, world, device) = self.experiment, self.crew
-        mine = self.batches.mine(torch.arange(len(rows)), rank, world)
-        places, numbers = torch.cat(mine), None
+        exp, mine = self.experiment, self.batches.mine(rows, self.rank, self.world)
+        numbers = None
         if exp.pipeline == "mapped":
-            numbers = data.view_numbers(exp.seed, epoch, self.step, len(rows))[places]
+            numbers = data.view_numbers(exp.seed, epoch, self.step, len(rows))
+            numbers = torch.cat(self.batches.mine(numbers, self.rank, self.world))
         sizes = [len(piece) for piece in mine]
         ready = self._input(images, numbers).split(sizes)
-        labels = self.labels[rows[places].to(device)].split(sizes)
-        firsts = [not rank and not place for place in range(len(sizes))]
+        labels = self.labels[torch.cat(mine).to(self.device)].split(sizes)
+        firsts = [not self.rank and not place for place in range(len(mine))]
         return list(map(_Piece, ready, labels, firsts))
 
     def _input(self, images: Tensor, numbers: Tensor | None = None) -> Tensor:
-        exp, device = self.experiment, self.crew.device
-        numbers = None if numbers is None else numbers.to(device)
-        images = images.to(device, non_blocking=True)
+        exp, images = self.experiment, images.to(self.device, non_blocking=True)
         return input_of(images, exp.dataset, exp.image_size, self.dtype, numbers)
 
     def _advance(self, rows: Tensor, pieces: Sequence[_Piece]) -> Tensor:
         """One optimizer step; this process's share of the loss before it."""
         # PAPER: a weighted mean over the whole batch, wherever its images are
-        total = self.weight[self.labels[rows.to(self.labels.device)]].sum()
-        scale = self.crew.world / total  # DDP takes the mean over processes
+        total = self.weight[self.labels[rows.to(self.device)]].sum()
+        scale = self.world / total  # DDP takes the mean over processes
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
@@ -217,47 +212,45 @@ class _LargeRun:
             return torch.stack(parts).sum()
 
         exp = self.experiment
-        frozen = self.model if exp.sam_bn == "first" else None
         if exp.optimizer != "sam" or not self.rho:
             nats = closure()
             self.optimizer.base_optimizer.step()
         elif exp.sam_climb == "shard":
-            nats = self._climb_apart(pieces, scale, frozen)
+            nats = self._climb_apart(pieces, scale)
         else:
+            frozen = self.model if exp.sam_bn == "first" else None
             nats = self.optimizer.step(closure, freeze=frozen)
         return nats / total
 
-    def _climb_apart(
-        self, pieces: Sequence[_Piece], scale: Tensor, frozen: nn.Module | None
-    ) -> Tensor:
+    def _climb_apart(self, pieces: Sequence[_Piece], scale: Tensor) -> Tensor:
         """Each piece climbs its own gradient; the second gradients are exchanged."""
         params, nats = list(self.model.parameters()), torch.zeros_like(scale)
-        sums: list[Tensor | None] = [None] * len(params)
+        self.optimizer.zero_grad()
         for piece in pieces:
+            before = [p.grad for p in params]
             self.optimizer.zero_grad()
             own = 1 / self.weight[piece.labels].sum()
             nats += self._pass(piece, own, exchanged=False)
             self.optimizer.first_step()
-            for p, before in zip(params, sums, strict=True):
-                p.grad = before
-            try:
-                with optim.frozen_statistics(frozen) if frozen else nullcontext():
-                    self._pass(piece, scale, piece is pieces[-1])
-            finally:
-                self.optimizer.restore()
-            sums = [p.grad for p in params]
+            for p, grad in zip(params, before, strict=True):
+                p.grad = grad
+            self._pass(piece, scale, piece is pieces[-1], climbed=True)
+            self.optimizer.restore()
         self.optimizer.base_optimizer.step()
         return nats
 
-    def _pass(self, piece: _Piece, scale: Tensor, exchanged: bool) -> Tensor:
+    def _pass(
+        self, piece: _Piece, scale: Tensor, exchanged: bool, climbed: bool = False
+    ) -> Tensor:
         """Forward and backward of a piece; its summed loss. Gradients add up.
 
         PAPER: running statistics are those of the first piece alone, as
         ``nn.DataParallel`` keeps its first device's.
         """
-        frozen = nullcontext() if piece.first else optim.frozen_statistics(self.model)
+        moving = piece.first and not (climbed and self.experiment.sam_bn == "first")
+        still = nullcontext() if moving else optim.frozen_statistics(self.model)
         # DDP decides in the forward pass whether gradients are exchanged
-        with nullcontext() if exchanged else self.net.no_sync(), frozen:
+        with nullcontext() if exchanged else self.net.no_sync(), still:
             nats = self._nats(self._logits(self.net, piece.images), piece.labels)
             loss = (nats * self.weight[piece.labels]).sum()
             (loss * scale).backward()
@@ -273,7 +266,8 @@ class _LargeRun:
 
     def _agree(self, watcher: Watcher | None, save_every: float) -> None:
         """Add up the loss, hear whether anyone is to stop, save if due."""
-        exp, stop = self.experiment, bool(watcher and watcher.stopped())
+        exp, orphan = self.experiment, self._torchrun not in (0, os.getppid())
+        stop = orphan or bool(watcher and watcher.stopped())
         told = torch.tensor([self._local.item(), stop], dtype=torch.float64)
         dist.all_reduce(told)
         self._local.zero_()
@@ -284,8 +278,8 @@ class _LargeRun:
         if told[1] or last or now - self._saved > save_every:
             self._save()
         if told[1]:
-            where = f"epoch {self.epoch + 1} of {exp.epochs} after {self.step} steps"
-            raise Stopped(f"stopped {exp.slug} in {where}; the same command continues")
+            at = f"stopped {exp.slug} in epoch {self.epoch + 1} of {exp.epochs}"
+            raise errors.Stopped(f"{at}, step {self.step}; the same command continues")
 
     def _end(self, epoch: int, seen: int) -> dict[str, Any]:
         """Test if due, and go on to the next epoch."""
@@ -301,16 +295,15 @@ class _LargeRun:
     @torch.no_grad()
     def _by_class_mean(self, split: Split) -> Tensor:
         """Share of right answers and mean loss of each class. float64 [2, C]"""
-        rank, world, device = self.crew
         for buffer in self.model.buffers():
             dist.broadcast(buffer, 0)
         self.model.eval()
-        mine = torch.arange(len(split.labels))[rank::world].split(_TEST)
+        mine = torch.arange(len(split.labels))[self.rank :: self.world].split(_TEST)
         keys = iter([[(0, row) for row in rows.tolist()] for rows in mine])
         images = fetched(Views(split, self.experiment.image_size), keys, self.readers)
-        sums = torch.zeros(2, len(self.weight), dtype=torch.float64, device=device)
+        sums = self._by_class.new_zeros(2, len(self._by_class), dtype=torch.float64)
         for rows, some in zip(mine, images, strict=True):
-            labels = split.labels[rows].to(device)
+            labels = split.labels[rows].to(self.device)
             logits = self._logits(self.model, self._input(some))
             right = (logits.argmax(1) == labels).double()
             both = torch.stack([right, self._nats(logits, labels).double()])
@@ -322,11 +315,11 @@ class _LargeRun:
         """Everything a record needs, and the weights in a file."""
         train_loss = self._by_class_mean(self.lists.train)[1].tolist()
         path = self.folder / f"epoch{self.epoch:04d}.weights"
-        if not self.crew.rank:
+        if not self.rank:
             checkpoint.save(path, self._meta(), self.model.state_dict())
         return Outcome(
             self.history, train_loss, self.lists.class_counts, self.seconds, 1,
-            self.resumes, {self.epoch: path}, self.lists.digest, self.crew.world,
+            self.resumes, {self.epoch: path}, self.lists.digest, self.world,
         )  # fmt: skip
 
     def _meta(self) -> dict[str, Any]:
@@ -347,23 +340,22 @@ class _LargeRun:
         self._saved, live = time.monotonic(), self._tensors()
         odd = [name for name, tensor in live.items() if not tensor.isfinite().all()]
         if odd or not math.isfinite(self.loss):
-            raise NumericalError(
+            raise errors.NumericalError(
                 f"{self.experiment.slug}: {[*odd, 'the loss'][0]} is not finite in "
                 f"epoch {self.epoch + 1}; lower lr or rho; the last good state is kept"
             )
-        if not self.crew.rank:
+        if not self.rank:
             checkpoint.save(self.folder / "latest.ckpt", self._meta(), live)
 
     def _resume(self) -> None:
         """Take up the first process's checkpoint, if it has one, on all."""
-        path, content = self.folder / "latest.ckpt", b""
-        with explained(f"cannot read {path}", "restore or delete it"):
-            if not self.crew.rank and path.exists():
-                content = read_whole(path)
+        path = self.folder / "latest.ckpt"
+        with errors.explained(f"cannot read {path}", "restore or delete it"):
+            content = read_whole(path) if not self.rank and path.exists() else b""
         if not (content := self.crew.from_first(content)):
             return
         meta, tensors = checkpoint.decoded(content, str(path))
-        with explained(f"{path} is no state of a run", "delete it and run again"):
+        with errors.explained(f"{path} is no run's state", "delete it and run again"):
             check_same(meta, self._meta(), path)
             for name, tensor in self._tensors().items():
                 tensor.data.copy_(tensors[name])
@@ -382,13 +374,12 @@ def _batches(exp: Experiment, count: int, crew: Crew) -> Batches:
     pieces = exp.shards if exp.shards > 1 else crew.world
     batches = Batches(exp.seed, count, exp.batch_size, pieces)
     if pieces % crew.world or exp.batch_size % pieces or not len(batches):
-        raise UsageError(
+        raise errors.UsageError(
             f"{crew.world} processes cannot share {exp.shards} shards of batches of "
-            f"{exp.batch_size} of {count} images evenly; start a number that divides "
-            "the shards, or with one shard the batch"
+            f"{exp.batch_size} of {count} images evenly; start a number that divides"
         )
     if pieces > exp.shards and crew.device.type == "cpu":
-        raise UsageError(
+        raise errors.UsageError(
             "batch norm over a batch that several processes share needs GPUs; take one "
             f"process, or shards, such as --set shards={crew.world}"
         )
@@ -399,9 +390,8 @@ def _network(exp: Experiment, crew: Crew) -> nn.Module:
     """The network, the same on all processes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(exp.seed)
-        small = exp.model == "resnet8"
-        build: Any = models.resnet8 if small else models.resnet50
-        kind = exp.width if small else exp.model
+        build: Any = models.resnet8 if exp.model == "resnet8" else models.resnet50
+        kind = exp.width if exp.model == "resnet8" else exp.model
         model: nn.Module = build(exp.num_classes, exp.loss == "ldam", kind)
     if crew.world > exp.shards:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
