@@ -4,8 +4,8 @@ import random
 
 from records import grouped
 
-from saddlebook.experiment import at_scale
 from saddlebook.findings import hypotheses
+from saddlebook.scales import at_scale
 
 NOISE = 0.3  # points, spread of made-up runs
 FAMILY = {claim.name: claim for claim in hypotheses.five().claims}

@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 # Public name: the module that defines it
 _NAMES = {
     "Experiment": "experiment",
-    "at_scale": "experiment",
+    "at_scale": "scales",
     "run": "runner",
     "run_all": "runner",
     "Record": "record",

@@ -1,4 +1,4 @@
-"""Describes what to run: one frozen, validated dataclass, its key and its scales.
+"""Describes what to run: one frozen, validated dataclass and its key.
 
 Knows names and numbers only; nothing here trains or touches a file.
 """
@@ -82,7 +82,7 @@ class Experiment:
 
     Attributes:
         scale: ``full`` (the paper's setting), ``lite``, ``lab`` or ``quick``; see
-            ``at_scale``.
+            ``scales.at_scale``.
         dataset: ``cifar10``, ``cifar100``, ``digits``, or ``folder:NAME`` for your own
             images in class folders (``data.load`` says where); ``imagenet-lt``,
             ``inaturalist18``, or ``lists:NAME`` for your own with such split files.
@@ -280,14 +280,15 @@ class Experiment:
     @property
     def training(self) -> Experiment:
         """The same run without its measurements: one training serves them all."""
-        measured = ("spectra_at", "spectra_images", "spectra_plan")
-        return replace(self, **{name: getattr(type(self), name) for name in measured})
+        return replace(self, spectra_at=(), spectra_images=None, spectra_plan="classes")
 
     @property
     def milestones(self) -> tuple[int, ...]:
         """Epochs whose weights are kept: the dynamics figure's, in proportion."""
         target = {"epochs": self.epochs, "drw_epoch": self.drw_epoch}
-        return tuple(sorted({_map_epoch(e, Experiment(), target) for e in _MILESTONES}))
+        return tuple(
+            sorted({mapped_epoch(e, Experiment(), target) for e in _MILESTONES})
+        )
 
     @property
     def slug(self) -> str:
@@ -375,75 +376,8 @@ def _is_huge(value: Any) -> bool:
     return isinstance(value, int) and value.bit_length() > 63
 
 
-# How the lite setting was chosen, and what else was tried: DESIGN.md
-_LITE = {
-    "max_count": 1000, "imbalance_factor": 20.0, "image_size": 16, "model": "resnet8",
-    "epochs": 150, "drw_epoch": 120, "test_every": 5,
-}  # fmt: skip
-_QUICK = {
-    "dataset": "digits", "max_count": 80, "imbalance_factor": 10.0, "image_size": 8,
-    "model": "resnet8", "width": 4, "epochs": 10, "drw_epoch": 8, "batch_size": 64,
-}  # fmt: skip
-_LAB = {
-    "dataset": "digits", "max_count": 140, "imbalance_factor": 20.0, "image_size": 8,
-    "model": "resnet8", "width": 8, "epochs": 200, "drw_epoch": 160, "batch_size": 64,
-    "test_every": 5,
-}  # fmt: skip
-_MAPS = {"lite": _LITE, "lab": _LAB, "quick": _QUICK}
-# Times the paper's radius; else 0.6
-_LITE_RHO = {"ldam": 0.125, "vs": 0.2}
-_RHO = {"lab": 0.1, "quick": 0.2}  # the same
-
-
-def at_scale(experiment: Experiment, scale: str) -> Experiment:
-    """The same experiment at another scale: the only place where scale is decided.
-
-    ``full`` experiments come as the studies want them; precision, epochs between tests
-    and ``spectra_images`` are set anew for ``lite`` and ``quick``.
-
-    ``lite`` keeps images real and the question alive on two CPU cores: fewer images,
-    less imbalance, 16 pixels, a ResNet-8, 150 epochs and a smaller radius. ``lab`` is
-    what the live panel trains while a reader waits, scikit-learn's digits until the
-    rare ones are learned by heart, and ``quick`` is a second of the same; both are no
-    evidence. ``spectra_at`` is mapped in
-    proportion before and after the switch; at ``quick`` it is the last epoch, with the
-    switch before it where several were wanted. Your own images stay, with their counts.
-
-    Raises:
-        UsageError: Unknown scale, or an experiment that is not ``full``.
-    """
-    one_of("scale", scale, SCALES)
-    if scale == experiment.scale:
-        return experiment
-    if experiment.scale != "full":
-        raise UsageError(f"at_scale maps from full, not from {experiment.scale}")
-    changes: dict[str, Any] = {"scale": scale, "spectra_images": None}
-    changes |= {"precision": "fp32", "test_every": 1}
-    changes |= _MAPS[scale]
-    if experiment.is_own:
-        for name in ("dataset", "max_count", "imbalance_factor"):
-            changes.pop(name, None)
-    if experiment.dataset == "cifar100" and scale == "lite":
-        changes |= {"max_count": 250}
-    factor = lite_rho(experiment.loss) if scale == "lite" else _RHO[scale]
-    changes["rho"] = round(experiment.rho * factor, 6)
-    if scale == "quick":
-        ends = (changes["drw_epoch"], changes["epochs"])
-        changes["spectra_at"] = ends[2 - min(2, len(experiment.spectra_at)) :]
-    else:
-        changes["spectra_at"] = tuple(
-            _map_epoch(epoch, experiment, changes) for epoch in experiment.spectra_at
-        )
-    return replace(experiment, **changes)
-
-
-def lite_rho(loss: str) -> float:
-    """Radius at ``lite`` over the paper's, as tuned for each loss."""
-    return _LITE_RHO.get(loss, 0.6)
-
-
-def _map_epoch(epoch: int, source: Experiment, target: Mapping[str, Any]) -> int:
-    """Keep an epoch's place before or after the switch."""
+def mapped_epoch(epoch: int, source: Experiment, target: Mapping[str, Any]) -> int:
+    """An epoch of a schedule in another one, before or after the switch as it was."""
     if epoch <= source.drw_epoch:
         return max(1, round(epoch * target["drw_epoch"] / source.drw_epoch))
     tail = (epoch - source.drw_epoch) / (source.epochs - source.drw_epoch)

@@ -18,9 +18,10 @@ from saddlebook.errors import (
     VerifyError,
     reason,
 )
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.record import MAX_BYTES, Record
 from saddlebook.record import Accuracy as Accuracy
+from saddlebook.scales import at_scale
 
 if TYPE_CHECKING:
     import pandas as pd

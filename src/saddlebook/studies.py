@@ -17,7 +17,8 @@ from functools import cache
 from typing import Any
 
 from saddlebook.errors import UsageError, one_of
-from saddlebook.experiment import PRECISIONS, SCALES, Experiment, at_scale, lite_rho
+from saddlebook.experiment import PRECISIONS, SCALES, Experiment
+from saddlebook.scales import at_scale, lite_rho
 
 SEEDS = (0, 1, 2, 3, 4)  # all reported seeds, listed in advance
 TUNING_SEEDS = (100, 101, 102)  # for choosing settings, never reported

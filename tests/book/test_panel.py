@@ -15,7 +15,8 @@ from saddlebook.book import trial as trials
 from saddlebook.book.panel import Panel, presets
 from saddlebook.book.trial import Trial, compared, trial_setting
 from saddlebook.errors import DataError, Stopped, UsageError
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
+from saddlebook.scales import at_scale
 from saddlebook.store import Store
 
 RHO = 0.1

@@ -26,8 +26,9 @@ from saddlebook.curvature import hessian
 from saddlebook.data import folders
 from saddlebook.disk import checkpoint
 from saddlebook.errors import CorruptError, UsageError
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.progress import Progress
+from saddlebook.scales import at_scale
 
 FACTORY = """
 from torch import nn

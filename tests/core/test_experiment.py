@@ -7,7 +7,8 @@ import pytest
 
 from saddlebook import studies
 from saddlebook.errors import UsageError
-from saddlebook.experiment import SCALES, Experiment, at_scale
+from saddlebook.experiment import SCALES, Experiment
+from saddlebook.scales import at_scale
 
 LARGE = {"dataset": "lists:mine", "imbalance": "as_is", "model": "resnet18"}
 
@@ -39,9 +40,9 @@ def test_every_field_changes_the_key():
         "model": "resnet8", "loss": "vs", "reweight": "drw", "optimizer": "sam",
         "sam_epochs": "after", "sam_bn": "first", "precision": "bf16",
         "spectra_at": (1,), "spectra_images": 9, "spectra_plan": "head_images",
-        "beta": 0.5, "momentum": 0.5, "lpf_samples": 4, "classes": 9, "images_digest": "0" * 16,
-        "schedule": "cosine", "rho_steps": (1, 1, 1, 1), "shards": 4,
-        "sam_climb": "shard", "pipeline": "mapped",
+        "beta": 0.5, "momentum": 0.5, "lpf_samples": 4, "classes": 9,
+        "images_digest": "0" * 16, "schedule": "cosine", "rho_steps": (1, 1, 1, 1),
+        "sam_climb": "shard", "pipeline": "mapped", "shards": 4,
     }  # fmt: skip
     kinds = [
         {}, {"optimizer": "sam", "rho": 1}, {"optimizer": "pgd", "noise": 1},

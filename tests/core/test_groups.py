@@ -17,8 +17,8 @@ from saddlebook.errors import (
     ResourceError,
     Stopped,
 )  # fmt: skip
-from saddlebook.experiment import at_scale
 from saddlebook.runner import alike, run_all
+from saddlebook.scales import at_scale
 from saddlebook.store import Store
 from saddlebook.train import train
 

@@ -10,8 +10,9 @@ from saddlebook.curvature import hessian
 from saddlebook.data import normalise
 from saddlebook.disk import checkpoint, files
 from saddlebook.errors import CorruptError, Stopped
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.findings import tables
+from saddlebook.scales import at_scale
 from saddlebook.train import train
 from saddlebook.train.run import prepare
 

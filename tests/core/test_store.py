@@ -22,8 +22,9 @@ from saddlebook.errors import (
     UsageError,
     VerifyError,
 )
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.runner import run, run_all
+from saddlebook.scales import at_scale
 from saddlebook.store import Accuracy, Record, Store
 
 

@@ -14,8 +14,9 @@ from saddlebook import progress, runner, studies, workers
 from saddlebook.__main__ import main
 from saddlebook.disk.files import locked
 from saddlebook.errors import Stopped
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.progress import Progress
+from saddlebook.scales import at_scale
 from saddlebook.store import Store
 
 RUN = ["run", "control", "--scale", "quick", "--seeds", "0,1", "--workers=2"]

@@ -13,8 +13,9 @@ from test_widgets import js as js
 
 from saddlebook import data
 from saddlebook.errors import UsageError
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.figures import stages, widgets
+from saddlebook.scales import at_scale
 from saddlebook.theory import known, landscapes
 
 STAGES = ("plot.js", "stages.js")

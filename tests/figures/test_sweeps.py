@@ -10,10 +10,10 @@ from playwright._impl._driver import compute_driver_executable
 from worlds import as_the_poster, made, world
 
 from saddlebook import studies
-from saddlebook.experiment import at_scale
 from saddlebook.figures import style as svg
 from saddlebook.figures import sweeps, widgets
 from saddlebook.findings import report
+from saddlebook.scales import at_scale
 
 NODE = shutil.which("node") or str(compute_driver_executable()[0])
 PRINTED = report.paper("rho")

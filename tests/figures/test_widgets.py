@@ -12,9 +12,10 @@ from playwright._impl._driver import compute_driver_executable
 from records import record
 
 from saddlebook.errors import UsageError
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.figures import widgets
 from saddlebook.record import Record
+from saddlebook.scales import at_scale
 from saddlebook.theory import saddles as s
 from saddlebook.theory.landscapes import Rule, double_well, saddle, sam_gradient
 

@@ -11,9 +11,9 @@ from scipy import stats
 from worlds import FAMILY, as_the_poster, world
 
 from saddlebook import studies
-from saddlebook.experiment import at_scale
 from saddlebook.findings import claims, hypotheses, inference, readme
 from saddlebook.findings.claims import Claim, Contrast, Family
+from saddlebook.scales import at_scale
 
 FIVE = hypotheses.five()
 

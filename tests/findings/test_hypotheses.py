@@ -11,8 +11,8 @@ import pytest
 from worlds import FAMILY, as_the_poster, made, world
 
 from saddlebook import studies
-from saddlebook.experiment import at_scale
 from saddlebook.findings import claims, hypotheses, readme, spectra_claims
+from saddlebook.scales import at_scale
 from saddlebook.store import Store
 
 

@@ -13,9 +13,10 @@ from scipy import stats
 
 from saddlebook import data, studies
 from saddlebook.errors import UsageError
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.findings import claims, hypotheses, inference, report
 from saddlebook.findings.inference import Sample
+from saddlebook.scales import at_scale
 
 TABLE1 = report.paper("table1")
 CIFAR10 = report.paper("table1", "cifar10")

@@ -15,10 +15,10 @@ from scipy import stats
 from saddlebook import studies
 from saddlebook.book import gather
 from saddlebook.curvature.spectrum import Spectrum
-from saddlebook.experiment import at_scale
 from saddlebook.findings import claims, report, spectra_claims, tables
 from saddlebook.findings.claims import Claim, Family
 from saddlebook.findings.spectra_claims import Cell, Exceeds
+from saddlebook.scales import at_scale
 from saddlebook.theory import known
 
 

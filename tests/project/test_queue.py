@@ -20,7 +20,7 @@ from saddlebook import data, measure, runner, studies
 from saddlebook.disk import checkpoint
 from saddlebook.disk.files import write_whole
 from saddlebook.errors import CorruptError, DataError, VerifyError
-from saddlebook.experiment import at_scale
+from saddlebook.scales import at_scale
 from saddlebook.store import Store
 
 TOOLS = Path(__file__).parents[2] / "benchmarks/gpu"

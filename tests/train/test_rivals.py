@@ -8,7 +8,8 @@ import torch
 from saddlebook import data, losses, models
 from saddlebook.disk import checkpoint
 from saddlebook.errors import Stopped, UsageError
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
+from saddlebook.scales import at_scale
 from saddlebook.train import train
 from saddlebook.train.engine import Hyper, Objective, Replica
 

@@ -24,8 +24,9 @@ from saddlebook import data, measure, studies
 from saddlebook.curvature import hessian
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.errors import DataError, LockedError
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.findings import claims, readme
+from saddlebook.scales import at_scale
 from saddlebook.store import RESULTS, Found, Store
 from saddlebook.train import run
 

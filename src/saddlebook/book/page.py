@@ -29,9 +29,10 @@ from saddlebook.book.sheets import (
     word_of,
 )
 from saddlebook.errors import UsageError
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.findings import claims
 from saddlebook.findings.claims import typeset
+from saddlebook.scales import at_scale
 from saddlebook.store import RESULTS, Found, find_records, lacking
 from saddlebook.studies import chosen_seeds, on_images
 

@@ -26,8 +26,9 @@ from saddlebook.book.trial import (
 )
 from saddlebook.disk.files import write_whole
 from saddlebook.errors import SaddlebookError, UsageError, one_of
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.figures.widgets import Widget
+from saddlebook.scales import at_scale
 from saddlebook.store import find_records
 
 if TYPE_CHECKING:

@@ -33,8 +33,9 @@ from saddlebook.errors import (
     UsageError,
     one_of,
 )
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.record import Record
+from saddlebook.scales import at_scale
 from saddlebook.store import Store
 from saddlebook.studies import on_images
 from saddlebook.train import run

@@ -14,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from saddlebook import studies
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.figures.style import BLUE, COLOURS, INK, ORANGE, TEAL, panels, styled
 from saddlebook.figures.widgets import Widget
 from saddlebook.findings import report
+from saddlebook.scales import at_scale
 
 if TYPE_CHECKING:
     from saddlebook.record import Record

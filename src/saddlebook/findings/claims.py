@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from saddlebook import studies
-from saddlebook.experiment import SCALES, Experiment, at_scale
+from saddlebook.experiment import SCALES, Experiment
 from saddlebook.findings import inference, tables
 from saddlebook.findings.inference import (
     ALPHA,
@@ -45,6 +45,7 @@ from saddlebook.findings.inference import (
     Verdict,
 )
 from saddlebook.record import Record
+from saddlebook.scales import at_scale
 
 _PLACES = {
     "full": "the paper's own setting", "lite": "laptop scale", "quick": "smoke scale",

@@ -23,12 +23,13 @@ import numpy as np
 import pandas as pd
 
 from saddlebook import studies
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.findings import inference
 from saddlebook.findings.claims import Claim, Contrast, Family, Runs, Sides
 from saddlebook.findings.inference import Sample
 from saddlebook.findings.report import CELL, MARGINS, PAPER_RUNS, cells, paper
 from saddlebook.record import Record
+from saddlebook.scales import at_scale
 
 Arm = Sequence[Experiment]  # a setting, or candidates of which tuning picks one
 
