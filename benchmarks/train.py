@@ -42,7 +42,8 @@ from torchvision import transforms
 from saddlebook import data, models, studies
 from saddlebook.data.augmentation import MEAN, STD
 from saddlebook.errors import Stopped
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
+from saddlebook.scales import at_scale
 from saddlebook.train import train
 from saddlebook.train.engine import Hyper
 from saddlebook.train.run import Task, build_replica, prepare

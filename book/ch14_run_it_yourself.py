@@ -20,8 +20,9 @@ workers = 1
 import pandas as pd
 from saddlebook import experiment, runner
 from saddlebook.book import Page
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.findings import report
+from saddlebook.scales import at_scale
 
 page = Page("ch14_run_it_yourself", vars())
 

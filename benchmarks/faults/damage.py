@@ -22,8 +22,9 @@ from saddlebook import data, measure, runner
 from saddlebook.command import spectra, subject
 from saddlebook.disk import checkpoint, files
 from saddlebook.errors import SaddlebookError
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
 from saddlebook.record import Record
+from saddlebook.scales import at_scale
 from saddlebook.store import Store
 
 sys.path.append(str(small.ROOT / "benchmarks/gpu"))

@@ -30,7 +30,8 @@ from saddlebook.data import class_counts, long_tail_indices
 from saddlebook.data.batches import RELEASES
 from saddlebook.data.sources import CLASS_NAMES
 from saddlebook.errors import SaddlebookError
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
+from saddlebook.scales import at_scale
 
 Row = dict[str, Any]
 _NO_NUMBERS = (float("nan"), float("inf"), "0,5", None, [], 10**400, True)

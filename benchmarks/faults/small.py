@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from saddlebook.book.chapters import PARAMETERS
-from saddlebook.experiment import Experiment, at_scale
+from saddlebook.experiment import Experiment
+from saddlebook.scales import at_scale
 from saddlebook.train import loop
 
 ROOT = Path(__file__).resolve().parents[2]
