@@ -15,25 +15,23 @@ train = False
 seeds = ""
 precision = ""
 workers = 1
+dataset = ""
 
 # %% tags=["remove-input"]
 import pandas as pd
-from saddlebook import store, studies
-from saddlebook.book import Page
+from saddlebook.book import Page, gather
 from saddlebook.findings import report
 
 page = Page("ch13_large_scale", vars())
 
 # %% tags=["remove-input"]
-wanted = studies.large() + studies.large("inaturalist18")
-found = store.find_records(wanted, page.results, "full")
-page.cite(found.records)
-page.value("here", len(found.records))
+wanted, records = gather.large_runs(page)
+page.value("here", len(records))
 page.value("wanted", len(wanted))
 page.claim(
     "SAM raises the tail of both large sets under CE+DRW and LDAM+DRW",
     "NeurIPS slides, p. 22",
-    f"{len(found.records)} of {len(wanted)} runs are here: undecided, too few runs",
+    f"{len(records)} of {len(wanted)} runs are here: undecided, too few runs",
 )
 
 # %% [markdown]
@@ -114,8 +112,8 @@ page.table(settings, "What differs between the eight runs")
 
 # %% tags=["remove-input"]
 page.table(
-    report.summary(report.by_method(found.records))
-    if found.records
+    report.summary(report.by_method(records))
+    if records
     else pd.DataFrame({"runs": [0]}, index=["none yet"]),
     "Our records of these settings: last epoch, test accuracy in percent",
 )

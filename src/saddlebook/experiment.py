@@ -62,8 +62,9 @@ _HEEDED = {
 }  # fmt: skip
 # Field: what it can be with a large set, and with another
 _LARGE: dict[str, tuple[Any, ...]] = {
-    "scale": ("full",), "imbalance": ("as_is",), "model": (*_LARGE_MODELS, "resnet8"),
-    "loss": ("ce", "ldam", "vs"), "optimizer": ("sgd", "sam"), "spectra_at": ((),),
+    "scale": ("full", "quick"), "imbalance": ("as_is",), "spectra_at": ((),),
+    "model": (*_LARGE_MODELS, "resnet8"), "loss": ("ce", "ldam", "vs"),
+    "optimizer": ("sgd", "sam"),
 }  # fmt: skip
 _SMALL: dict[str, tuple[Any, ...]] = {
     "model": _SMALL_MODELS, "schedule": ("steps",), "rho_steps": ((),), "shards": (1,),

@@ -11,13 +11,14 @@ both CIFARs; VS, PGD and LPF-SGD settings were not published and are ours (verdi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from saddlebook.errors import UsageError, one_of
-from saddlebook.experiment import PRECISIONS, SCALES, Experiment
+from saddlebook.experiment import LARGE, LISTED, PRECISIONS, SCALES, Experiment
 from saddlebook.scales import at_scale, lite_rho
 
 SEEDS = (0, 1, 2, 3, 4)  # all reported seeds, listed in advance
@@ -52,6 +53,10 @@ ADAPTIVE = {"adam": (3e-4, 1e-3, 3e-3), "sign": (1e-4, 3e-4, 1e-3)}
 _MOST_WORKERS = 999
 _SEEDS = (*SEEDS, *FRESH_SEEDS, *TUNING_SEEDS)
 _FULL: dict[str, Any] = {"precision": "bf16", "test_every": 5}
+_QUICK_LARGE: dict[str, Any] = {
+    "scale": "quick", "model": "resnet8", "width": 4, "image_size": 32, "epochs": 4,
+    "drw_epoch": 2, "precision": "fp32",
+}  # fmt: skip
 _OF_IMAGES = (
     "dataset", "imbalance", "imbalance_factor", "max_count", "classes",
     "images_digest",
@@ -326,14 +331,15 @@ def lab(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
 
 
 def large(
-    dataset: str = "imagenet-lt", seeds: Sequence[int] = SEEDS[:1]
+    dataset: str = "imagenet-lt", seeds: Sequence[int] = SEEDS[:1], scale: str = "full"
 ) -> list[Experiment]:
     """The paper's rows of a large set: CE+DRW and LDAM+DRW, with SGD and with SAM.
 
     ResNet-50, 90 epochs, batch 256, bf16. The batch has eight shards, as on a machine
     with eight GPUs; on how many the released runs were is not known. ``lists:NAME``,
     your own images, has the settings of ImageNet-LT. No study of ``STUDIES``: these
-    runs have a command of their own and no smaller scale.
+    runs have a command of their own. ``quick`` is a small network for four epochs on
+    the same images, to see that all of it works here.
     """
     # PAPER: run.sh lines 22-27 and 30-35
     natural = dataset == "inaturalist18"
@@ -347,6 +353,7 @@ def large(
         "batch_size": 256, "lr": 0.1 if natural else 0.2, "schedule": "cosine",
         "precision": "bf16", "shards": 8,
     }  # fmt: skip
+    settings |= _QUICK_LARGE if scale == "quick" else {}
     sam = {"optimizer": "sam"}
     return [
         Experiment(**settings | base | more, seed=seed)
@@ -354,6 +361,21 @@ def large(
         for base in (ce, ldam)
         for more in ({}, sam | {"rho_steps": (0.05, 0.1, *late[str(base["loss"])])})
     ]
+
+
+def large_words(experiment: Experiment) -> list[str]:
+    """What stands behind ``-m saddlebook`` to make a run of a large set."""
+    method = experiment.method.split()[0]
+    rows = {e.method.split()[0]: e.to_dict() for e in large(experiment.dataset)}
+    words = ["large", experiment.dataset, "--method", method]
+    words += ["--seed", str(experiment.seed)]
+    counted = ("seed", "classes", "images_digest")  # said above, or found in the lists
+    changed = [
+        f"{name}={json.dumps(value)}"
+        for name, value in experiment.to_dict().items()
+        if name not in counted and value != rows[method][name]
+    ]
+    return words + ["--set", *changed] * bool(changed)
 
 
 STUDIES: dict[str, Callable[..., list[Experiment]]] = {
@@ -465,10 +487,16 @@ def check_values(given: Mapping[str, Any]) -> None:
             one_of("precision", value, PRECISIONS)
         elif name == "seeds":
             chosen_seeds(value)
-        elif name == "dataset" and value and not Experiment(dataset=value).is_own:
+        elif name == "dataset" and value and not _is_choice(value):
             raise UsageError(
                 f"dataset {value!r}: a page has its own data set; give folder:NAME to "
                 "make it of your own images"
             )
         elif name == "workers" and not 1 <= value <= _MOST_WORKERS:
             raise UsageError(f"workers must be at least 1, at most {_MOST_WORKERS}")
+
+
+def _is_choice(dataset: str) -> bool:
+    """Whether some chapter can be made of this data set."""
+    is_large = dataset in LARGE or dataset.startswith(LISTED)
+    return bool(large(dataset)) if is_large else Experiment(dataset=dataset).is_own

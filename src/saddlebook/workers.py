@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -87,6 +89,64 @@ def share(
     if crew.troubles:
         raise crew.troubles[0]
     return store.records(wanted)
+
+
+def torchrun(
+    words: Sequence[str], processes: int, say: Callable[[str], object]
+) -> None:
+    """Run a command of ``python -m saddlebook`` by processes of torchrun, to its end.
+
+    They end with this process, however it dies, and save their state before.
+
+    Args:
+        words: Of the command, such as ``large imagenet-lt``.
+        processes: How many.
+        say: Takes what they print.
+
+    Raises:
+        SaddlebookError: What they met; the same call continues.
+    """
+    start = ["--standalone", f"--nproc-per-node={processes}", "--max-restarts=3"]
+    words = [sys.executable, "-c", _AGENT, *start, "-m", "saddlebook", *words]
+    told = "a process was lost more often than torchrun starts it again; often memory"
+    told += " ran out: take fewer processes or readers; the same command continues"
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env={"OMP_NUM_THREADS": "1"} | os.environ,
+    ) as child:  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                say(line)
+                told = line.partition("saddlebook: ")[2].strip() or told
+        finally:
+            child.stdin.close()
+    if child.returncode:
+        kinds = {kind.exit_code: kind for kind in SaddlebookError.__subclasses__()}
+        raise kinds.get(child.returncode, ResourceError)(told)
+
+
+_AGENT = "from saddlebook.workers import _agent; _agent()"
+
+
+def _agent() -> None:
+    """Be torchrun, with its worker's exit code, until whoever started it is gone."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    def wait() -> None:
+        os.read(0, 1)  # nothing is ever written: it is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+    try:
+        main(sys.argv[1:])
+    except ChildFailedError as error:
+        sys.exit(error.get_first_failure()[1].exitcode)
+    except SignalException:
+        sys.exit(Stopped.exit_code)
 
 
 @dataclass

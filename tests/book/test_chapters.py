@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import layouts
 import matplotlib.pyplot as plt
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -26,7 +27,13 @@ IMPORTS = {"saddlebook", "matplotlib", "numpy", "pandas", "torch"}
 LINES = [f"{name} = {value!r}" for name, value in DEFAULTS.items()]
 PARAMETERS = "\n".join(line for line in LINES if not line.startswith("dataset"))
 # Chapters whose runs can be made on a user's images; the others refuse the parameter
-ON_IMAGES = {"ch07_table", "ch08_rho", "ch09_rivals", "ch10_what_explains_the_gain"}
+ON_IMAGES = {
+    "ch13_large_scale",
+    "ch07_table",
+    "ch08_rho",
+    "ch09_rivals",
+    "ch10_what_explains_the_gain",
+}
 TAGS = {"parameters", "remove-cell", "hide-input", "remove-input"}
 
 every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
@@ -280,3 +287,22 @@ def test_a_chapter_makes_what_it_lacks_of_real_images(cifar_root, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 runs to make at lite scale" in done.stderr
     assert len(Store(tmp_path / "made" / "lite").verify()) == 2
+
+
+@pytest.mark.book
+def test_the_large_chapter_has_torchrun_make_its_runs(tmp_path, shell, capsys):
+    layouts.inaturalist(tmp_path, counts=(9, 7, 5, 4, 3, 3, 2, 2, 2), tested=1)
+    given = {"scale": "quick", "dataset": "lists:toy", "data": str(tmp_path)}
+    given |= {"results": str(tmp_path / "made"), "train": True}
+    page = Page("ch13_large_scale", given)
+    there = Page("ch13_large_scale", given | {"train": False})
+    wanted, none = gather.large_runs(there)
+    assert (len(wanted), none) == (4, [])
+    gather.make_large(wanted[1:2], page)
+    told = "-m saddlebook large lists:toy --method CE+DRW+SAM --seed 0"
+    assert told in capsys.readouterr().out
+    _, (record,) = gather.large_runs(there)
+    assert record in Store(tmp_path / "made/quick").verify()
+    assert (record.experiment.method, record.timing["processes"]) == ("CE+DRW+SAM", 1)
+    with pytest.raises(UsageError, match="3 processes cannot share 8 shards"):
+        gather.large_runs(Page("ch13_large_scale", given | {"workers": 3}))

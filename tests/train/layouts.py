@@ -53,13 +53,15 @@ def imagenet(root: Path, name: str = "toy", counts=COUNTS, tested: int = TESTED)
     return f"lists:{name}"
 
 
-def inaturalist(root: Path, name: str = "toy") -> str:
+def inaturalist(
+    root: Path, name: str = "toy", counts=COUNTS, tested: int = TESTED
+) -> str:
     """``train_val2018/Kingdom/number/hash.jpg label`` for both lists."""
     parts: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
-    for rank, count in enumerate(COUNTS):
+    for rank, count in enumerate(counts):
         label = SHUFFLED[rank]
         kingdom = ("Plantae", "Aves", "Insecta")[label % 3]
-        for part, wanted in (("train", count), ("test", TESTED)):
+        for part, wanted in (("train", count), ("test", tested)):
             parts[part] += [
                 (f"train_val2018/{kingdom}/{label}/{part[0]}{i:031x}.jpg", label)
                 for i in range(wanted)

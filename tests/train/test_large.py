@@ -21,7 +21,7 @@ from saddlebook.errors import CorruptError, DataError, Stopped, UsageError
 from saddlebook.experiment import Experiment
 from saddlebook.schedules import cosine_rate, stepped_radius
 from saddlebook.store import Store
-from saddlebook.train.large import Crew, _batches, gathered, train_large
+from saddlebook.train.large import Crew, gathered, shared_batches, train_large
 
 FEW = (12, 8, 6, 5, 4, 3, 2, 2, 2)
 SET = {
@@ -204,11 +204,11 @@ def test_batches_are_the_same_for_any_number_of_processes(world):
 def test_processes_that_cannot_share_a_batch_are_refused():
     cpu = torch.device("cpu")
     with pytest.raises(UsageError, match="3 processes cannot share 2 shards"):
-        _batches(RUN, 41, Crew(0, 3, cpu))
+        shared_batches(RUN, 41, Crew(0, 3, cpu))
     alone = replace(RUN, shards=1)
     with pytest.raises(UsageError, match=r"needs GPUs.*shards=2"):
-        _batches(alone, 41, Crew(0, 2, cpu))
-    assert _batches(alone, 41, Crew(0, 1, cpu)).pieces == 1
+        shared_batches(alone, 41, Crew(0, 2, cpu))
+    assert shared_batches(alone, 41, Crew(0, 1, cpu)).pieces == 1
 
 
 class Once:

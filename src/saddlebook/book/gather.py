@@ -11,24 +11,29 @@ from __future__ import annotations
 import io
 import math
 import os
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
+import torch
 
 from saddlebook import data, measure, studies
 from saddlebook.curvature import hessian
 from saddlebook.curvature.spectrum import Spectrum
+from saddlebook.data.large import counted_large, find_large
 from saddlebook.errors import DataError, LockedError
-from saddlebook.experiment import Experiment
+from saddlebook.experiment import LARGE, LISTED, Experiment
 from saddlebook.findings import claims, readme
 from saddlebook.scales import at_scale
-from saddlebook.store import RESULTS, Found, Store
+from saddlebook.store import RESULTS, Found, Store, find_records
 from saddlebook.train import run
+from saddlebook.train.large import Crew, shared_batches
 
 if TYPE_CHECKING:
     from saddlebook.book.page import Page
@@ -182,6 +187,56 @@ def wait_for_others(make: Callable[[], T], patience: float = math.inf) -> T:
             if time.monotonic() > give_up:
                 raise
             time.sleep(1)
+
+
+def large_runs(page: Page) -> tuple[list[Experiment], list[Record]]:
+    """Runs of the large sets, or of the page's data set alone, and their records.
+
+    With ``train`` the missing ones are made: at ``full`` as the paper has them, at
+    ``quick`` with a small network; there is no ``lite``.
+    """
+    scale = "quick" if page.scale == "quick" else "full"
+    sets = [page.dataset] if page.dataset else list(LARGE)
+    seeds = page.seeds or studies.SEEDS[:1]
+    wanted = [e for name in sets for e in studies.large(name, seeds, scale)]
+    if page.precision:
+        wanted = [replace(e, precision=page.precision) for e in wanted]
+    if page.dataset.startswith(LISTED):
+        lists = find_large(wanted[0], page.data or ".")
+        wanted = [counted_large(e, lists) for e in wanted]
+    found = find_records(wanted, page.results, scale)
+    if page.train and page.scale == scale and found.missing:
+        make_large(found.missing, page)
+        found = find_records(wanted, page.results, scale)
+    page.cite(found.records)
+    return wanted, found.records
+
+
+def make_large(experiments: Sequence[Experiment], page: Page) -> None:
+    """Have torchrun make runs one after the other, all of the page's processes on each.
+
+    Raises:
+        SaddlebookError: Lists, images or processes that do not fit, before any starts;
+            or what a run met. What is finished is kept.
+    """
+    from saddlebook import workers as crew
+    from saddlebook.runner import WORK
+
+    count = len(crew.devices(page.device, page.workers))
+    readers = max(1, min(12, (os.cpu_count() or 1) // count))
+    places = ["--data", page.data or ".", "--device", page.device]
+    places += ["--results", str(page.results), "--readers", str(readers)]
+    places += ["--work", str(page.results.parent / WORK)]
+    board = Board()
+    for exp in experiments:
+        images = len(find_large(exp, page.data or ".").train.labels)
+        shared_batches(exp, images, Crew(0, count, torch.device(page.device)))
+        words = studies.large_words(exp)
+        board.say(
+            f"torchrun --nproc-per-node {count} -m saddlebook {shlex.join(words)}"
+        )
+        run = partial(crew.torchrun, [*words, *places], count, board.write)
+        wait_for_others(run)
 
 
 class Board(io.TextIOBase):

@@ -29,7 +29,7 @@ from saddlebook.book.sheets import (
     word_of,
 )
 from saddlebook.errors import UsageError
-from saddlebook.experiment import Experiment
+from saddlebook.experiment import OWN, Experiment
 from saddlebook.findings import claims
 from saddlebook.findings.claims import typeset
 from saddlebook.scales import at_scale
@@ -67,7 +67,8 @@ class Page:
             ``seeds`` such as ``0,1``: only these, of studies that have them;
             ``precision`` instead of the scale's own; ``workers``: processes that train
             side by side on the CPU; ``dataset``: ``folder:NAME`` makes the page of your
-            own images, in the folder NAME of ``data``.
+            own images, in the folder NAME of ``data``; of the large sets one, or
+            ``lists:NAME``.
 
     Raises:
         UsageError: A parameter that there is not, or of another type, or a value that
@@ -95,7 +96,7 @@ class Page:
         self._shown: dict[Experiment, Record] = {}
         if self.scale == "quick":
             _show(f'<p class="sb-banner" role="note">{SMOKE}</p>', SMOKE)
-        if self.dataset:
+        if self.dataset.startswith(OWN):
             note = self._told_images()
             _show(f'<p class="sb-banner" role="note">{html.escape(note)}</p>', note)
 

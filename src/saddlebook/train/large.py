@@ -134,7 +134,7 @@ class _LargeRun:
         self.rank, self.world, self.device = crew
         self._torchrun = os.getppid() if "RANK" in os.environ else 0
         self.folder, self.readers = folder / exp.slug, readers
-        self.batches = _batches(exp, len(lists.train.labels), crew)
+        self.batches = shared_batches(exp, len(lists.train.labels), crew)
         self.labels = lists.train.labels.to(self.device)
         self.model = _network(exp, crew)
         self.optimizer = optim.SAM(
@@ -364,8 +364,8 @@ class _LargeRun:
         self.resumes += 1
 
 
-def _batches(exp: Experiment, count: int, crew: Crew) -> Batches:
-    """How the batches are cut.
+def shared_batches(exp: Experiment, count: int, crew: Crew) -> Batches:
+    """How batches of ``count`` images are cut for the processes of a crew.
 
     Raises:
         UsageError: The processes cannot share them evenly, or share the batch norm of
@@ -376,7 +376,7 @@ def _batches(exp: Experiment, count: int, crew: Crew) -> Batches:
     if pieces % crew.world or exp.batch_size % pieces or not len(batches):
         raise errors.UsageError(
             f"{crew.world} processes cannot share {exp.shards} shards of batches of "
-            f"{exp.batch_size} of {count} images evenly; start a number that divides"
+            f"{exp.batch_size} of {count} images evenly; start as many as divide them"
         )
     if pieces > exp.shards and crew.device.type == "cpu":
         raise errors.UsageError(
