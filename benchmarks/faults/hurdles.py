@@ -54,10 +54,22 @@ def hurdles(seed: int, whole: bool) -> Iterator[tuple[str, Callable[[], Row]]]:
         ),
     )
     yield "clock jumps", lambda: _row(lambda t=t: clock(t) for t in (0, 4e9, None))
-    yield "two on one run", lambda: _row(lambda: rivals(_RUN) for _ in range(3))
-    yield "two on one book", lambda: _row([lambda: rivals(_BOOK.words, _BOOK)])
-    yield "two on one chapter", lambda: _row([lambda: chapters(2)])
     yield "a worker hangs", lambda: _row([lambda: hangs(True), lambda: hangs(False)])
+
+
+def rivals() -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Two at once on what one can hold."""
+    yield "two on one run", lambda: _row(lambda: both(_RUN) for _ in range(3))
+    yield "two on one book", lambda: _row([lambda: both(_BOOK.words, _BOOK)])
+    yield "two on one chapter", lambda: _row([lambda: chapters(2)])
+
+
+def again() -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Nothing happens: the same command in another folder, to the same bits."""
+    words = [
+        c.words for c in kills.COMMANDS.values() if c.words[:2] == ("small", "run")
+    ]
+    yield "the same again", lambda: _row(lambda w=w: same(w) for w in words)
 
 
 def _row(cases: Any) -> Row:
@@ -236,13 +248,13 @@ def clock(when: float | None) -> bool:
         return _goes_on(_RUN, here)
 
 
-def rivals(words: tuple[str, ...], command: kills.Command | None = None) -> bool:
+def both(words: tuple[str, ...], command: kills.Command | None = None) -> bool:
     """Two at once: one is told in a line, or both; together they leave all of it."""
     with kills.ground(command or kills.Command(words)) as here:
-        both = [kills.started(words, here) for _ in range(2)]
-        for process in both:
+        pair = [kills.started(words, here) for _ in range(2)]
+        for process in pair:
             process.join()
-        codes = {process.exitcode for process in both}
+        codes = {process.exitcode for process in pair}
         told = not any("Traceback" in line for line in kills.said(here))
         well = codes <= {0, 8} and told and not kills.torn_files(here)
         return well and _ended(words, here) == 0
@@ -260,6 +272,12 @@ def chapters(count: int) -> bool:
             process.join()
         same = kills.results(here) == _truth(words, _CHAPTER)
         return same and [process.exitcode for process in all_] == [0] * count
+
+
+def same(words: tuple[str, ...]) -> bool:
+    """The same records, once more."""
+    with kills.folder() as here:
+        return _goes_on(words, here)
 
 
 def hangs(wakes: bool) -> bool:

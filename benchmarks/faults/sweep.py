@@ -41,6 +41,8 @@ def rows(asked: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], Row
         "input": inputs.inputs(asked.damage * 25),
         "damage": damage.damage(asked.damage, asked.seed),
         "fault": hurdles.hurdles(asked.seed, asked.long),
+        "rival": hurdles.rivals(),
+        "again": hurdles.again(),
         "long run": long_runs.long_runs(asked.long),
         "kill": kills.kills(asked.kills, asked.seed, asked.snakemake),
     }

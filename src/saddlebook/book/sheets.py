@@ -145,8 +145,8 @@ def without_docstring(text: str) -> str:
 
 
 def reliability(told: Mapping[str, Any]) -> str:
-    """What ``make faults`` counted, by kind, as Markdown."""
-    table = report.faults_table(told, "kind")
-    rows = [(str(name), *map(str, row)) for name, row in table.iterrows()]
-    head = ("what was done", "tried", "survived", "lost")
-    return f"{report.faults_setting(told)}:\n\n{readme.as_table([head, *rows])}"
+    """What ``make faults`` counted, by promise, as Markdown."""
+    table = report.faults_by_promise(told).reset_index()
+    rows = [[*map(str, row)] for row in table.itertuples(index=False)]
+    shown = readme.as_table([[*table.columns], *rows])
+    return f"{report.faults_setting(told)}:\n\n{shown}"
