@@ -1,7 +1,7 @@
 """Bad input of every kind: each with its exit code, in one line that says what to do.
 
 Command line, experiments, library calls, papermill's parameters, image folders,
-archives, checkpoints and records, and random ones of these (``fuzz``).
+archives, checkpoints, class names, bundles (``foreign``), and random ones (``fuzz``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import foreign
 import fuzz
 import torch
 from PIL import Image
@@ -128,6 +129,8 @@ def inputs(examples: int) -> Iterator[tuple[str, Callable[[], Row]]]:
     yield "image folders", lambda: _row(map(_folder, _FOLDERS.values()))
     yield "archives", lambda: _row(map(_archive, _ARCHIVES.values()))
     yield "checkpoints", lambda: _row(map(_checkpoint, _CHECKPOINTS))
+    yield "names on pages", lambda: _row(foreign.names())
+    yield "bundles", lambda: _row(foreign.parts())
     yield "random experiments", lambda: fuzz.experiments_row(examples)
     yield "random records", lambda: fuzz.records_row(examples)
     yield "random checkpoints", lambda: fuzz.checkpoints_row(examples)

@@ -282,7 +282,7 @@ def _name_classes(ax: Axes, places: Iterable[int], names: Iterable[str]) -> None
     """Names below the axis, where there is room for them."""
     names = list(names)
     if len(names) <= 20:
-        ax.set_xticks(list(places), names, fontsize=8)
+        ax.set_xticks(list(places), names, fontsize=8, parse_math=False)
     ax.grid(axis="x", visible=False)
 
 

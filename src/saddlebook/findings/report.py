@@ -20,7 +20,7 @@ import pandas as pd
 from saddlebook import data
 from saddlebook.data import sources
 from saddlebook.disk.files import load_json
-from saddlebook.errors import UsageError, one_of
+from saddlebook.errors import UsageError, one_of, printable
 from saddlebook.experiment import OWN
 from saddlebook.findings import inference
 from saddlebook.findings.inference import Sample, Verdict
@@ -349,10 +349,14 @@ def classes(
     names: Sequence[str],
     groups: Mapping[str, Sequence[int]] | None = None,
 ) -> pd.DataFrame:
-    """One row a class: ``name count group``; groups by index unless given."""
+    """One row a class: ``name count group``; groups by index unless given.
+
+    Names are what folders are called: characters that steer what shows them are spelt.
+    """
     groups = groups or data.class_groups(len(class_counts))
     of = {label: name for name, group in groups.items() for label in group}
-    found = pd.DataFrame({"name": names, "count": class_counts})
+    shown = [printable(name) for name in names]
+    found = pd.DataFrame({"name": shown, "count": class_counts})
     return found.assign(group=found.index.map(of))
 
 
