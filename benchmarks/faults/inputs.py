@@ -40,7 +40,7 @@ _ODD = {
     "imbalance_factor": (0, -1, 0.01, *_NO_NUMBERS), "rho": (-1, *_NO_NUMBERS),
     "epochs": (0, -1, 1.5, *_NO_NUMBERS), "batch_size": (0, 1, -8, *_NO_NUMBERS),
     "lr": (0, -0.1, *_NO_NUMBERS), "seed": (-1, 0.5, "a", 10**3000),
-    "dataset": ("cifar", "", 3, "../x"), "loss": ("cee", None), "optimizer": ("adam",),
+    "dataset": ("cifar", "", 3, "../x"), "loss": ("cee", None), "optimizer": ("adan",),
     "reweight": ("dwr",), "precision": ("fp16",), "model": ("resnet33",),
     "imbalance": ("stp",), "spectra_at": ((-1,), (201,), 3, "x", None),
     "width": (0, *_NO_NUMBERS), "momentum": (1, -0.1, float("nan")),
