@@ -99,11 +99,32 @@ page.table(settings, "What differs between the eight runs")
 #   --data DATA --device cuda --readers 12
 # ```
 #
+# Or from this page, which has torchrun start on all GPUs and makes one run after the
+# other; `dataset` names one set, or `lists:NAME` your own images with such split files:
+#
+# ```bash
+# papermill large.ipynb out.ipynb -p scale full -p device cuda -p data DATA \
+#   -p dataset imagenet-lt -p train True
+# ```
+#
+# To see in minutes on any machine that all of it works: `-p scale quick -p workers 2`,
+# or `large … --scale quick`, trains a small network on 32 pixels of the same images.
+#
+# Several machines: the same on each, with `--nnodes 2 --rdzv-backend c10d
+# --rdzv-endpoint HOST:29500 --rdzv-id NAME` instead of `--standalone`; the folder of
+# checkpoints is on the machine of the first process.
+#
 # Killed, stopped or short of a GPU, the same command goes on where the last checkpoint
-# is, with any number of processes that divides eight. Reading JPEGs is what keeps GPUs
+# is, with any number of processes that divides eight. torchrun starts lost processes
+# again; asked to stop (SIGTERM, as a cluster does before it takes a machine away) it
+# lets them save. Its own exit code is 0 or 1; that of the processes, as without torchrun
+# (`large --help`), stands in what it prints as `exitcode`. Reading JPEGs is what keeps GPUs
 # waiting. A map of centre squares at 256 pixels, written once with `--pack`, moves crops
 # and jitter to the device; it is another experiment, named so: `--set pipeline=mapped`.
-# Clusters: `workflow/` has the eight runs for Slurm. How many images a second a GPU takes
+# Clusters: `workflow/` has the eight runs for Slurm. How equal runs by one, two and three
+# processes are, what kills do, and what reading costs beside plain torchvision, was
+# measured on made-up images: the tables are in `DESIGN.md`, the command is
+# `python benchmarks/large.py`. How many images a second a GPU takes
 # has not been measured here; `benchmarks/GPU_RUNS.md` has the item that does.
 #
 # ## Our runs

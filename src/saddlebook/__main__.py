@@ -150,6 +150,7 @@ def _add_study(command: Any, optional: bool = False) -> None:
 def _add_large(command: Any) -> None:
     add = command.add_argument
     add("dataset", help="imagenet-lt, inaturalist18 or lists:NAME")
+    add("--scale", default="full", help="full, or quick: a small network, no evidence")
     add("--method", default="CE+DRW", help="such as LDAM+DRW+SAM")
     add("--seed", type=int, default=0)
     add("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="of Experiment")
@@ -270,7 +271,8 @@ def _spectra(options: argparse.Namespace) -> int:
 
 
 def _large_experiment(options: argparse.Namespace) -> Experiment:
-    runs = {e.method.split()[0]: e for e in studies.large(options.dataset)}
+    known = studies.large(options.dataset, scale=options.scale)
+    runs = {e.method.split()[0]: e for e in known}
     chosen = runs[one_of("method", options.method, runs)]
     given = dict(word.partition("=")[::2] for word in options.set)
     values = {name: _value(text) for name, text in given.items()}

@@ -341,6 +341,7 @@ def large(
     runs have a command of their own. ``quick`` is a small network for four epochs on
     the same images, to see that all of it works here.
     """
+    one_of("scale", scale, ("full", "quick"))
     # PAPER: run.sh lines 22-27 and 30-35
     natural = dataset == "inaturalist18"
     ce = {"loss": "ce"}
@@ -365,14 +366,15 @@ def large(
 
 def large_words(experiment: Experiment) -> list[str]:
     """What stands behind ``-m saddlebook`` to make a run of a large set."""
-    method = experiment.method.split()[0]
-    rows = {e.method.split()[0]: e.to_dict() for e in large(experiment.dataset)}
-    words = ["large", experiment.dataset, "--method", method]
-    words += ["--seed", str(experiment.seed)]
+    exp, method = experiment, experiment.method.split()[0]
+    runs = large(exp.dataset, scale=exp.scale)
+    rows = {e.method.split()[0]: e.to_dict() for e in runs}
+    words = ["large", exp.dataset, "--scale", exp.scale, "--method", method]
+    words += ["--seed", str(exp.seed)]
     counted = ("seed", "classes", "images_digest")  # said above, or found in the lists
     changed = [
         f"{name}={json.dumps(value)}"
-        for name, value in experiment.to_dict().items()
+        for name, value in exp.to_dict().items()
         if name not in counted and value != rows[method][name]
     ]
     return words + ["--set", *changed] * bool(changed)

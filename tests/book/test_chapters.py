@@ -299,7 +299,7 @@ def test_the_large_chapter_has_torchrun_make_its_runs(tmp_path, shell, capsys):
     wanted, none = gather.large_runs(there)
     assert (len(wanted), none) == (4, [])
     gather.make_large(wanted[1:2], page)
-    told = "-m saddlebook large lists:toy --method CE+DRW+SAM --seed 0"
+    told = "-m saddlebook large lists:toy --scale quick --method CE+DRW+SAM"
     assert told in capsys.readouterr().out
     _, (record,) = gather.large_runs(there)
     assert record in Store(tmp_path / "made/quick").verify()
