@@ -22,6 +22,7 @@ import pandas as pd
 import saddlebook as sb
 from saddlebook import figures, studies
 from saddlebook.book import Page, gather
+from saddlebook.data.sources import CLASS_NAMES
 from saddlebook.figures import stages
 from saddlebook.findings import claims, hypotheses, report
 
@@ -76,12 +77,12 @@ page.source(sb.data.class_counts)
 stages.tail_explorer()
 
 # %% tags=["remove-input"]
-names = "airplane automobile bird cat deer dog frog horse ship truck"
+names = CLASS_NAMES["cifar10"]
 counts = sb.data.class_counts(5000, 10, imbalance_factor=100)
 page.value("kept", sum(counts), ",")
 page.value("rarest", counts[-1])
 figures.show(
-    figures.plot_class_counts(report.classes(counts, names.split())),
+    figures.plot_class_counts(report.classes(counts, names)),
     "CIFAR-10-LT at IF 100: training images of each class, logarithmic. "
     "Colours and legend: the head, mid and tail groups of the paper.",
 )

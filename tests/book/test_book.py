@@ -1,6 +1,7 @@
 """The pipeline from chapter to page: what it lets through and what it refuses."""
 
 import os
+import re
 import shutil
 import sys
 import threading
@@ -210,6 +211,44 @@ def test_injected_parameters_are_hidden_from_readers(chapter, tmp_path):
     path = chapters.export(chapter("1"), tmp_path / "x.ipynb", {"scale": "quick"})
     (cell,) = [c for c in nbformat.read(path, 4).cells if '"quick"' in c.source]
     assert cell.metadata.tags == ["injected-parameters", "remove-cell"]
+
+
+BIBLIOGRAPHY = """@article{one,
+  author = {Able, Ann and Baker, Bo and Case, Cy},
+  year = {2020},
+  eprint = {2001.00001}
+}
+@book{two,
+  author = {Dole, Di},
+  doi = {10.1/x},
+  year = {1999}
+}
+"""
+
+
+def test_jupyter_shows_citations_roles_and_boxes_as_text(tmp_path):
+    (tmp_path / "references.bib").write_text(BIBLIOGRAPHY)
+    sources = chapters.works(tmp_path / "references.bib")
+    told = [
+        ("{cite:p}`one,two`", "([Able et al. 2020](https://arxiv.org/abs/2001.00001); "
+         "[Dole 1999](https://doi.org/10.1/x))"),
+        ("{cite:t}`two` say", "[Dole (1999)](https://doi.org/10.1/x) say"),
+        ("see {doc}`ch01_x`", "see [ch01_x](ch01_x.ipynb)"),
+        ("{glue:text}`kept` images", "`kept` images"),
+        ("```{admonition} Guess\nOne\nTwo\n```", "> **Guess**\n> \n> One\n> Two"),
+    ]  # fmt: skip
+    for myst, plain in told:
+        assert chapters.without_myst(myst, sources) == plain
+
+
+def test_no_chapter_leaves_a_role_in_its_copy(tmp_path):
+    sources = chapters.works(ROOT / "book/references.bib")
+    for path in chapters.chapters(ROOT):
+        copy = nbformat.read(chapters.export(path, tmp_path / "x.ipynb"), 4)
+        text = "\n".join(c.source for c in copy.cells if c.cell_type == "markdown")
+        assert not re.search(r"\{[a-z:]+\}`|```\{", text), path.stem
+        assert "]()" not in text
+    assert all(link for _, _, link in sources.values())
 
 
 @pytest.mark.parametrize("given", [None, {"scale": "quick"}])

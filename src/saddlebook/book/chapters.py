@@ -174,7 +174,55 @@ def export(
             notebook, None, dict(parameters), prepare_only=True
         )
         notebook = tidy(notebook, chapter.stem)
+    sources = works(chapter.with_name("references.bib"))
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell["source"] = without_myst(cell.source, sources)
     return write_whole(output, nbformat.writes(notebook).encode())
+
+
+def works(bibliography: Path) -> dict[str, tuple[str, str, str]]:
+    """Who, year and address of each entry by its key; none without the file."""
+    text = bibliography.read_text(encoding="utf-8") if bibliography.exists() else ""
+    return {
+        key: _work(body)
+        for key, body in re.findall(r"@\w+\{(\w+),(.*?)\n\}", text, re.S)
+    }
+
+
+def _work(body: str) -> tuple[str, str, str]:
+    fields = dict(re.findall(r"(\w+) = \{(.*?)\}[,\n]", body + "\n"))
+    names = [name.partition(",")[0] for name in fields["author"].split(" and ")]
+    who = " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
+    arxiv = f"https://arxiv.org/abs/{fields.get('eprint')}" * ("eprint" in fields)
+    doi = f"https://doi.org/{fields.get('doi')}" * ("doi" in fields)
+    return who, fields["year"], doi or arxiv or fields.get("url", "")
+
+
+def without_myst(text: str, sources: Mapping[str, tuple[str, str, str]]) -> str:
+    """Markdown as Jupyter reads it: citations as links, roles and boxes as text.
+
+    Args:
+        text: Of a cell, in MyST.
+        sources: From ``works``.
+    """
+
+    def cited(found: re.Match[str]) -> str:
+        inside = found[1] == "t"
+        parts = (sources.get(key, (key, "", "")) for key in found[2].split(","))
+        told = [
+            f"[{who} {f'({year})' if inside else year}]({link})"
+            for who, year, link in parts
+        ]
+        return ", ".join(told) if inside else f"({'; '.join(told)})"
+
+    def quoted(found: re.Match[str]) -> str:
+        return "\n> ".join([f"> **{found[1]}**", "", *found[2].splitlines()])
+
+    text = re.sub(r"\{cite:(\w)\}`([^`]+)`", cited, text)
+    text = re.sub(r"\{doc\}`(\w+)`", r"[\1](\1.ipynb)", text)
+    text = re.sub(r"\{glue:text\}`(\w+)`", r"`\1`", text)
+    return re.sub(r"```\{admonition\} (.*)\n((?:.*\n)*?)```", quoted, text)
 
 
 def export_all(folder: str | os.PathLike[str], root: str = ".") -> list[Path]:

@@ -9,6 +9,7 @@ the reader's own copy, and without it the chapter shows the stored spectrum.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 import shlex
@@ -27,7 +28,8 @@ from saddlebook import data, measure, studies
 from saddlebook.curvature import hessian
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.data.large import counted_large, find_large
-from saddlebook.errors import DataError, LockedError
+from saddlebook.disk.files import dump_json, load_json, sha256, write_whole
+from saddlebook.errors import DataError, LockedError, VerifyError
 from saddlebook.experiment import LARGE, LISTED, Experiment
 from saddlebook.findings import claims, readme
 from saddlebook.scales import at_scale
@@ -295,6 +297,54 @@ def weights(
     return Path(results) / "weights" / f"{exp.slug.removesuffix(f'_{exp.key}')}.weights"
 
 
+def count_mistakes(root: str | None = None, results: str | Path = RESULTS) -> Path:
+    """Classify the test images with each shipped network and store the counts.
+
+    Args:
+        root: Folder with CIFAR-10; that of SADDLEBOOK_DATA.
+        results: Folder with ``weights/``.
+    """
+    found = []
+    for scale, optimizer in itertools.product(("lite", "full"), ("sgd", "sam")):
+        path, exp = weights(optimizer, results, scale), experiment(optimizer, scale)
+        task = run.prepare(exp, data.load(exp.dataset, root or _data_folder()))
+        model = measure.load_model(exp, path)
+        with torch.no_grad():
+            batches = task.test_images.split(500)
+            said = torch.cat([model(batch).argmax(1) for batch in batches])
+        cells = exp.num_classes * task.test_labels + said
+        counts = cells.bincount(minlength=exp.num_classes**2)
+        found.append(
+            {"record": exp.slug, "scale": scale, "method": exp.method,
+             "weights_sha256": sha256(path.read_bytes()), "data_digest": task.digest,
+             "counts": counts.view(exp.num_classes, -1).tolist()}
+        )  # fmt: skip
+    return write_whole(Path(results) / "weights" / "mistakes.json", dump_json(found))
+
+
+def mistakes(results: str | Path = RESULTS) -> list[dict[str, Any]]:
+    """What ``count_mistakes`` stored, of the shipped networks as they are.
+
+    Each has ``record``, ``scale``, ``method`` and ``counts``, true class by answer.
+
+    Raises:
+        VerifyError: Weights have changed since.
+    """
+    found: list[dict[str, Any]] = load_json(Path(results) / "weights" / "mistakes.json")
+    for one in found:
+        name = one["record"].rpartition("_")[0] + ".weights"
+        if (
+            sha256((Path(results) / "weights" / name).read_bytes())
+            != one["weights_sha256"]
+        ):
+            raise VerifyError(f"{name} changed; count its mistakes again")
+    return found
+
+
+def _data_folder() -> str | None:
+    return os.environ.get("SADDLEBOOK_DATA")
+
+
 def shipped_spectrum(
     class_: int,
     optimizer: str = "sgd",
@@ -316,7 +366,7 @@ def shipped_spectrum(
         return "the shipped weights are not here"
     try:
         with warnings.catch_warnings(action="ignore"):  # an unwritable cache
-            images = data.load(exp.dataset, root or os.environ.get("SADDLEBOOK_DATA"))
+            images = data.load(exp.dataset, root or _data_folder())
     except DataError:
         return "CIFAR-10 is not here (set SADDLEBOOK_DATA to the folder that has it)"
     ready = run.prepare(exp, images)

@@ -8,10 +8,13 @@ export const pick = (state, by, nested) => by.reduce((part, name) =>
 export const points = (state, { by, points: all, axis }) =>
   pick(state, by, all).filter((p) => axis === undefined || p[axis] <= state.step);
 
+const words = (x) => (x === null ? "not measured"
+  : Number.isInteger(x) ? x.toLocaleString("en") : say(x));
+
 // Sentences; {0} is the first of the numbers that belong to this choice.
 export const story = (state) => state.story.map(({ of, text, by, values }) => {
   const numbers = pick(state, by, values);
-  return pick(state, of, text).replace(/{(\d)}/g, (_, i) => numbers[i] === null ? "not measured" : say(numbers[i], 4));
+  return pick(state, of, text).replace(/{(\d)}/g, (_, i) => words(numbers[i]));
 });
 
 // A cell of the sheet of images, cut as training cuts it: moved, then mirrored.
@@ -59,17 +62,17 @@ function render({ model, el }) {
   const now = () => ({ ...fixed, ...Object.fromEntries(names.map((n) => [n, model.get(n)])) });
   const views = fixed.views.map(picture);
   const sheet = unusedId("sheet");
-  const store = svg("svg", { width: 0, height: 0, "aria-hidden": true },
+  const store = svg("svg", { style: "position: absolute", width: 0, height: 0, "aria-hidden": true },
     svg("defs", {}, svg("image", { id: sheet, href: fixed.sheet || "" })));
-  const words = html("div", { class: "sb-story", role: "status" });
+  const box = html("div", { class: "sb-story", role: "status" });
   const legend = fixed.legend.map(([kind, text]) => html("span", { class: `sb-${kind}` }, text));
-  el.append(group("What to show", ...fixed.controls.flatMap((c) => control(model, c))), words,
+  el.append(group("What to show", ...fixed.controls.flatMap((c) => control(model, c))), box,
     html("p", { class: "sb-key" }, ...legend), ...(fixed.sheet ? [store] : []),
     html("div", { class: "sb-views" }, ...views.map((view) => view.node)));
   return live(model, names, () => {
     const state = now();
     const told = story(state);
-    words.replaceChildren(...told.map((text) => html("p", {}, text)));
+    box.replaceChildren(...told.map((text) => html("p", {}, text)));
     views.forEach((view, i) => {
       const mine = fixed.layers.filter((layer) => layer.view === i);
       view.draw(mine.map((layer) => marks(view, state, layer, sheet)));

@@ -20,6 +20,7 @@ import torch
 from saddlebook import losses
 from saddlebook.data import class_counts, long_tail_indices
 from saddlebook.data.augmentation import epoch_plan, padding
+from saddlebook.data.sources import CLASS_NAMES
 from saddlebook.errors import UsageError
 from saddlebook.figures.widgets import Widget
 from saddlebook.theory.known import ByStep, recurrence_by_step
@@ -122,7 +123,7 @@ def lanczos_stepper(steps: int = 24, seeds: Sequence[int] = (0, 1, 2)) -> Widget
         controls=[
             _control("operator", "Operator", operators, "redrawn", words=words),
             _control("start", "Start", seeds, seeds[0], words=told),
-            _control("step", "Step", range(1, steps + 1), steps // 2, pause=350),
+            _control("step", "Step", range(1, steps + 1), 3 * steps // 4, pause=350),
         ],
         views=[
             _view("Ritz values and true ends, by step", ("eigenvalue", -10, 10), up),
@@ -187,7 +188,6 @@ def _points(run: ByStep) -> Part:
 
 SHEET = "cifar10.webp"  # some training images of each class, see ``image_sheet``
 _SIDE, _SHOWN, _BATCH = 32, 6, 64  # pixels, images of a class, images of a batch
-_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
 def image_sheet(images: Dataset) -> bytes:
@@ -220,13 +220,14 @@ def tail_explorer(factors: Sequence[int] = (1, 2, 5, 10, 20, 50, 100, 200)) -> W
         for factor, some, row in zip(factors, counts, drawn, strict=True)
     ]
     by = ["imbalance", "batch"]
+    names = [f"{i} {name}" for i, name in enumerate(CLASS_NAMES["cifar10"])]
     images = ("images", 10, 12_000, "log")
     tops = [[[i, 1.35 * n, 0, i] for i, n in enumerate(some)] for some in counts]
     tiles = [[tile for _, tile in row] for row in drawn]
     content = (resources.files("saddlebook.figures") / SHEET).read_bytes()
     return _staged(
         "Class counts and a batch of CIFAR-10 under an imbalance factor.",
-        {"sgd": "classes: " + ", ".join(f"{i} {n}" for i, n in enumerate(_NAMES))},
+        {"sgd": "classes: " + ", ".join(names)},
         "data:image/webp;base64," + base64.b64encode(content).decode(),
         controls=[
             _control("imbalance", "Imbalance IF", factors, 100, pause=900),

@@ -363,6 +363,52 @@ def coverage(table: pd.DataFrame) -> str:
     return f"{len(table)} spectra of networks: {told}; {lost} not converged"
 
 
+def mistakes_sheet(
+    found: Iterable[Mapping[str, Any]], names: Sequence[str]
+) -> pd.DataFrame:
+    """What the tail's test images are taken for, a row a class, a column a network.
+
+    Args:
+        found: ``scale``, ``method`` and ``counts`` of each, true class by answer.
+        names: Of the classes.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for one in found:
+        for y in class_groups(len(names))["tail"]:
+            row = rows.setdefault(f"{names[y]}, {one['scale']}", {})
+            row[one["method"]] = _taken(one["counts"][y], y, names)
+    return pd.DataFrame(rows).T
+
+
+def _taken(counts: Sequence[int], y: int, names: Sequence[str]) -> str:
+    """``right 31 %; cat 12, dog 9, deer 7``: of all images of the class."""
+    share = 100 / sum(counts)
+    order = sorted(set(range(len(counts))) - {y}, key=lambda k: -counts[k])[:3]
+    wrong = ", ".join(f"{names[k]} {share * counts[k]:.0f}" for k in order)
+    return f"right {share * counts[y]:.0f} %; {wrong}"
+
+
+def told_losses(counts: Sequence[Sequence[int]]) -> str:
+    """``40 % are right, 45 % lost to head, …``: of the tail's test images.
+
+    Args:
+        counts: True class by answer. [C, C]
+    """
+    groups = class_groups(len(counts))
+    tail = groups["tail"]
+    share = 100 / sum(sum(counts[y]) for y in tail)
+    lost = {
+        name: share * sum(counts[y][k] for y in tail for k in of if k != y)
+        for name, of in groups.items()
+    }
+    right = share * sum(counts[y][y] for y in tail)
+    return (
+        f"{right:.0f} % of the tail's images are right, {lost['head']:.0f} % go to "
+        f"head classes, {lost['mid']:.0f} % to mid, {lost['tail']:.0f} % to other tail "
+        "classes"
+    )
+
+
 def spread(table: pd.DataFrame, name: str) -> str:
     """Least, median and greatest of a column in words."""
     values = table[name].dropna()
