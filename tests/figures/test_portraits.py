@@ -75,3 +75,30 @@ def test_slimming_moves_nothing_by_a_tenth_of_a_pixel(picture):
     after = np.array(place.findall(svg.slim(picture)), dtype=float)
     assert len(before) > 5
     assert np.abs(before - after).max() < 0.1
+
+
+def drawn(path: str) -> list[tuple[float, float]]:
+    """Corners of a path of M, L, l and z, as SVG reads it."""
+    found, pen, letter, numbers = [], (0.0, 0.0), "", []
+    for token in re.findall(r"[MLlz]|-?(?:\d+\.?\d*|\.\d+)", path):
+        if token.isalpha():
+            letter = token
+            continue
+        numbers.append(float(token))
+        if len(numbers) == 2:
+            base = pen if letter == "l" else (0, 0)
+            pen = (base[0] + numbers[0], base[1] + numbers[1])
+            found.append(pen)
+            numbers = []
+    return found
+
+
+def test_steps_of_tenths_end_where_the_path_ends(rng=np.random.default_rng(0)):
+    points = np.concatenate([rng.normal(0, 300, (200, 2)), rng.uniform(0, 1, (50, 2))])
+    words = [f"{'L' if i % 90 else 'M'} {x} {y} " for i, (x, y) in enumerate(points)]
+    path = svg.relative("\n".join(words))
+    assert np.abs(np.array(drawn(path)) - points).max() < 0.0501
+    assert len(path) < 0.4 * len("".join(words))
+    assert svg.relative("M 1 1 L 2 1 L 2 2 z M 5 5 L 10.5 4.5") == (
+        "M1 1l1 0 0 1zM5 5l5.5-.5"
+    )
