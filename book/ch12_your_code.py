@@ -193,4 +193,10 @@ page.table(
 #    anew, and what became of the old record?
 
 # %% tags=["remove-input"]
+page.closing(
+    "SAM and the three losses go into a loop of your own, mixed precision, several GPUs, "
+    "Accelerate, Lightning and the Trainer; the files shown are those that tests run."
+)
+
+# %% tags=["remove-input"]
 page.footer()

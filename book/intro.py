@@ -30,7 +30,8 @@ from saddlebook.findings import (
 page = Page("intro", vars())
 
 # %% tags=["remove-input"]
-page.cards(readme.cards(page.scale, page.results))
+cards = readme.cards(page.scale, page.results)
+page.cards(cards)
 
 # %% [markdown]
 # *Its setting* is the paper's own network, images and schedule; *laptop scale* is real
@@ -138,6 +139,12 @@ page.table(
 #    the best epoch on the test set. Expect all accuracies to rise.
 # 2. Judge a family without the four control lines. Expect the adjusted p-values to fall,
 #    and explain why choosing the family after looking would be cheating.
+
+# %% tags=["remove-input"]
+page.closing(
+    "; ".join(f"{card.claim}: {card.word}" for card in cards)
+    + f". Of the claims about accuracy {claims.counts(judged)}."
+)
 
 # %% tags=["remove-input"]
 page.footer()

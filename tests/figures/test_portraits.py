@@ -93,7 +93,8 @@ def drawn(path: str) -> list[tuple[float, float]]:
     return found
 
 
-def test_steps_of_tenths_end_where_the_path_ends(rng=np.random.default_rng(0)):
+def test_steps_of_tenths_end_where_the_path_ends():
+    rng = np.random.default_rng(0)
     points = np.concatenate([rng.normal(0, 300, (200, 2)), rng.uniform(0, 1, (50, 2))])
     words = [f"{'L' if i % 90 else 'M'} {x} {y} " for i, (x, y) in enumerate(points)]
     path = svg.relative("\n".join(words))

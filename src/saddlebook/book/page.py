@@ -290,6 +290,10 @@ class Page:
             f"{word}: {text}",
         )
 
+    def closing(self, text: str) -> None:
+        """Show the box below a chapter that tests no claim: what it comes to."""
+        _show(f'<p class="sb-verdict">{html.escape(typeset(text))}</p>', text)
+
     def table(self, frame: Any, caption: str = "") -> None:
         """Show a pandas table, escaped, with a caption readers and machines can find.
 

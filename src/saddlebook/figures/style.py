@@ -241,8 +241,8 @@ def show(axes: Axes, caption: str) -> None:
 def slim(picture: str) -> str:
     """Inline SVG without ids nobody points to, third decimals and layout.
 
-    About a third of the size; coordinates are exact to a tenth of a pixel, or two hundredths
-    of an inch, and the words stay as they are.
+    About a third of the size; coordinates are exact to a tenth of a pixel, or two
+    hundredths of an inch, and the words stay as they are.
     """
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', picture))
     head, rest = picture.split(">", 1)
