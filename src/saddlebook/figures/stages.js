@@ -9,7 +9,7 @@ export const points = (state, { by, points: all, axis }) =>
   pick(state, by, all).filter((p) => axis === undefined || p[axis] <= state.step);
 
 const words = (x) => (x === null ? "not measured"
-  : Number.isInteger(x) ? x.toLocaleString("en") : say(x));
+  : Number.isInteger(x) ? x.toLocaleString("en").replace("-", "−") : say(x));
 
 // Sentences; {0} is the first of the numbers that belong to this choice.
 export const story = (state) => state.story.map(({ of, text, by, values }) => {
