@@ -159,8 +159,8 @@ page.table(
 
 # %% tags=["remove-input"]
 page.closing(
-    f"{len(found.records)} of {len(wanted)} runs of the two large sets are here, so this "
-    "page says nothing for or against the claim; it says how to run them."
+    f"{len(records)} of {len(wanted)} runs of the large sets are here, too few for a "
+    "verdict; this page says how to run them."
 )
 
 # %% tags=["remove-input"]
