@@ -25,6 +25,9 @@ _LAB = {
     "model": "resnet8", "width": 8, "epochs": 200, "drw_epoch": 160, "batch_size": 64,
     "test_every": 5,
 }  # fmt: skip
+_QUICK_LARGE: dict[str, Any] = {
+    "model": "resnet8", "width": 4, "image_size": 32, "epochs": 4, "drw_epoch": 2
+}  # fmt: skip
 _MAPS = {"lite": _LITE, "lab": _LAB, "quick": _QUICK}
 # Times the paper's radius; else 0.6
 _LITE_RHO = {"ldam": 0.125, "vs": 0.2}
@@ -44,6 +47,7 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
     evidence. ``spectra_at`` is mapped in
     proportion before and after the switch; at ``quick`` it is the last epoch, with the
     switch before it where several were wanted. Your own images stay, with their counts.
+    A large set has no scale between, and at ``quick`` a small network on its images.
 
     Raises:
         UsageError: Unknown scale, or an experiment that is not ``full``.
@@ -53,9 +57,11 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
         return experiment
     if experiment.scale != "full":
         raise UsageError(f"at_scale maps from full, not from {experiment.scale}")
+    if experiment.is_large and scale != "quick":
+        raise UsageError(f"{experiment.dataset} has no scale {scale!r}: full or quick")
     changes: dict[str, Any] = {"scale": scale, "spectra_images": None}
     changes |= {"precision": "fp32", "test_every": 1}
-    changes |= _MAPS[scale]
+    changes |= _QUICK_LARGE if experiment.is_large else _MAPS[scale]
     if experiment.is_own:
         for name in ("dataset", "max_count", "imbalance_factor"):
             changes.pop(name, None)

@@ -53,10 +53,6 @@ ADAPTIVE = {"adam": (3e-4, 1e-3, 3e-3), "sign": (1e-4, 3e-4, 1e-3)}
 _MOST_WORKERS = 999
 _SEEDS = (*SEEDS, *FRESH_SEEDS, *TUNING_SEEDS)
 _FULL: dict[str, Any] = {"precision": "bf16", "test_every": 5}
-_QUICK_LARGE: dict[str, Any] = {
-    "scale": "quick", "model": "resnet8", "width": 4, "image_size": 32, "epochs": 4,
-    "drw_epoch": 2, "precision": "fp32",
-}  # fmt: skip
 _OF_IMAGES = (
     "dataset", "imbalance", "imbalance_factor", "max_count", "classes",
     "images_digest",
@@ -341,7 +337,6 @@ def large(
     runs have a command of their own. ``quick`` is a small network for four epochs on
     the same images, to see that all of it works here.
     """
-    one_of("scale", scale, ("full", "quick"))
     # PAPER: run.sh lines 22-27 and 30-35
     natural = dataset == "inaturalist18"
     ce = {"loss": "ce"}
@@ -354,10 +349,9 @@ def large(
         "batch_size": 256, "lr": 0.1 if natural else 0.2, "schedule": "cosine",
         "precision": "bf16", "shards": 8,
     }  # fmt: skip
-    settings |= _QUICK_LARGE if scale == "quick" else {}
     sam = {"optimizer": "sam"}
     return [
-        Experiment(**settings | base | more, seed=seed)
+        at_scale(Experiment(**settings | base | more, seed=seed), scale)
         for seed in seeds
         for base in (ce, ldam)
         for more in ({}, sam | {"rho_steps": (0.05, 0.1, *late[str(base["loss"])])})

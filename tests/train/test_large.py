@@ -93,6 +93,8 @@ def test_the_schedules_are_the_released_ones():
     assert [steps.count(value) for value in (1, 2, 3, 4)] == [5, 55, 15, 15]
     rates = [cosine_rate(e, lr=0.2, epochs=90) for e in (1, 46, 90)]
     assert rates == pytest.approx([0.2, 0.1, 6.09e-5], rel=1e-2)
+    with pytest.raises(UsageError, match="no scale 'lite': full or quick"):
+        studies.large("imagenet-lt", scale="lite")
     sams = [e for e in studies.large("inaturalist18") if e.optimizer == "sam"]
     assert [e.rho_steps for e in sams] == [(0.05, 0.1, 0.1, 0.2), (0.05, 0.1, 0.5, 0.5)]
     assert [e.weight_decay for e in sams] == [2e-4, 1e-4]
