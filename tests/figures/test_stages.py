@@ -163,3 +163,42 @@ def test_a_control_takes_what_is_listed_and_says_so(made, value) -> None:
     with pytest.raises(traitlets.TraitError, match=r"any of \[1, 100\]"):
         live.imbalance = value
     assert live.imbalance == 100
+
+
+@pytest.fixture(scope="module")
+def alone(made, tmp_path_factory):
+    """Address of a page with nothing but the stepper."""
+    path = tmp_path_factory.mktemp("page") / "stepper.html"
+    path.write_text(f"<!doctype html><meta charset=utf-8>{made['lanczos'].to_html()}")
+    return path.as_uri()
+
+
+@pytest.mark.pages
+@pytest.mark.xdist_group("site")
+def test_play_runs_to_the_last_step_and_pauses(browser, alone) -> None:
+    page = browser.new_page(reduced_motion="no-preference")
+    page.goto(alone)
+    step = page.get_by_role("slider", name="Step")
+    page.get_by_role("button", name="Play: Step").press("Enter")
+    page.get_by_role("button", name="Pause: Step").press("Enter")
+    at = step.get_attribute("aria-valuetext")
+    assert int(at) > 9
+    page.wait_for_timeout(500)
+    assert step.get_attribute("aria-valuetext") == at
+    page.get_by_role("button", name="Play: Step").press("Enter")
+    page.locator("input[aria-valuetext='12']").wait_for()
+    page.get_by_role("button", name="Play: Step").wait_for()
+    page.close()
+
+
+@pytest.mark.pages
+@pytest.mark.xdist_group("site")
+def test_readers_who_want_calm_get_one_step_a_press(browser, alone) -> None:
+    page = browser.new_page(reduced_motion="reduce")
+    page.goto(alone)
+    page.get_by_role("button", name="Next: Step").press("Enter")
+    page.locator("input[aria-valuetext='10']").wait_for()
+    page.wait_for_timeout(500)
+    step = page.get_by_role("slider", name="Step")
+    assert step.get_attribute("aria-valuetext") == "10"
+    page.close()
