@@ -143,6 +143,10 @@ def test_the_readme_s_promises_quote_the_counts_of_the_sweep():
     assert {"tried", "survived", "lost", "seconds", "date"} <= set(told["rows"][0])
     for row in told["rows"]:
         assert row["tried"] - row["survived"] == row["lost"]
+    table = report.faults_by_promise(told)
+    assert table["tried"].sum() == sum(row["tried"] for row in told["rows"])
+    tried = ", ".join(promise for promise, _ in table.index if promise)
+    assert set(tried.split(", ")) == set("123456")  # 7 needs a second device
     total = sum(row["tried"] for row in told["rows"] if row["kind"] == "kill")
     assert f"the same command again | {total} |" in text
 
