@@ -138,7 +138,8 @@ def test_every_hypothesis_stands_in_the_docstring_of_a_study():
     texts = " ".join(str(study.__doc__) for study in studies.STUDIES.values())
     stated = re.findall(r"Hypothesis \((\w+)\)", texts)
     families = (
-        hypotheses.wider, hypotheses.curve_family, spectra_claims.images_family,
+        hypotheses.wider, hypotheses.curve_family, hypotheses.adaptive_family,
+        spectra_claims.images_family,
     )  # fmt: skip
     later = [claim.name for family in families for claim in family().claims]
     assert sorted(stated) == sorted([*FAMILY, "ii", *later])
@@ -194,18 +195,20 @@ def test_the_rivals_noise_is_one_that_tuning_tries():
     assert {(e.optimizer, e.noise, e.lpf_samples) for e in rivals} <= tried
 
 
-@pytest.mark.parametrize("name", ["pgd", "lpf"])
-def test_the_rivals_noise_is_the_best_on_the_tuning_seeds(name):
+@pytest.mark.parametrize("name", ["pgd", "lpf", "adam", "sign"])
+def test_a_rivals_setting_is_the_best_on_the_tuning_seeds(name):
     store = Store(Path(__file__).parents[2] / "results/lite")
-    runs = store.records(studies.named("tuning", "lite"))
-    scores: dict[tuple[float, int], list[float]] = {}
-    for run in runs:
-        exp = run.experiment
-        if exp.optimizer == name:
-            setting = (exp.noise, exp.lpf_samples)
-            scores.setdefault(setting, []).append(run.accuracy.overall)
+    tried = studies.named("tuning", "lite") + studies.named("adaptive_tuning", "lite")
+    scores: dict[tuple[float, ...], list[float]] = {}
+    for run in store.records(tried):
+        if run.experiment.optimizer == name:
+            scores.setdefault(knobs(run.experiment), []).append(run.accuracy.overall)
+    assert {len(found) for found in scores.values()} == {len(studies.TUNING_SEEDS)}
     best = max(scores, key=lambda setting: sum(scores[setting]))
-    (chosen,) = {
-        (e.noise, e.lpf_samples) for e in studies.optimizers() if e.optimizer == name
-    }
-    assert chosen == best
+    used = studies.optimizers() + studies.adaptive()
+    assert {knobs(e) for e in used if e.optimizer == name} == {best}
+
+
+def knobs(exp):
+    """What is tuned of a rival."""
+    return exp.noise, exp.lpf_samples, exp.lr, exp.weight_decay

@@ -443,3 +443,24 @@ def curve_family() -> Family:
             Claim("a3", words.format("before", "below"), ((before,),)),
         ),
     )
+
+
+def adaptive_family() -> Family:
+    """Does an optimizer that is not slowed by rare gradients raise the tail? Two."""
+    runs = studies.adaptive(seeds=(0,))
+    words = "Adam and SignSGD raise the tail of {} by less than 3 points over SGD"
+    found = []
+    for name, reweight in (("d1", "drw"), ("d2", "none")):
+        sgd, *others = (exp for exp in runs if exp.reweight == reweight)
+        parts = tuple(
+            replace(
+                difference(
+                    f"{exp.method.split()[0]} − {sgd.method}", "tail", (exp,), (sgd,),
+                    high=MARGINS["tail"],
+                ),
+                seeds=studies.FRESH_SEEDS,
+            )
+            for exp in others
+        )  # fmt: skip
+        found.append(Claim(name, words.format(spoken(sgd.method)), (parts,)))
+    return Family("adaptive steps", tuple(found))

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 FAMILIES = (
     hypotheses.main_table, hypotheses.baselines, hypotheses.gap,
     spectra_claims.curvature_family, spectra_claims.schedule_family, hypotheses.five,
-    hypotheses.wider, hypotheses.curve_family,
+    hypotheses.wider, hypotheses.curve_family, hypotheses.adaptive_family,
+    spectra_claims.images_family,
 )  # fmt: skip
 _TAIL = (7, 8, 9)
 _SAM = [f"{base}+SAM − {base}" for base in hypotheses.BASES]
