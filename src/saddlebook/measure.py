@@ -26,7 +26,7 @@ from saddlebook.train.run import Task, objective, prepare
 
 Progress = Callable[[int, int, str], None]  # done, in all, what is under way
 _STEPS = 100  # as published; the corrected modes stop at the accuracy below
-_QUICK_STEPS = 25  # enough to show the machinery
+_QUICK_STEPS = 12  # enough to show the machinery
 _RTOL = 0.01
 # Of the largest class, by mode; a view more costs a released mode a redraw, the mean
 # over all views a product of each

@@ -192,7 +192,7 @@ def test_a_record_with_spectra_answers_by_class_epoch_and_mode(tmp_path):
     record = runner.run(TINY, work=tmp_path)
     tail = record.spectrum(class_=9, epoch=3)
     assert tail.lambda_min <= tail.lambda_max
-    assert record.spectrum(9, 3, "as_published").steps == 25  # at quick
+    assert record.spectrum(9, 3, "as_published").steps == 12  # at quick
     task = prepare(TINY, data.load("digits"))
     path = tmp_path / TINY.training.slug / "epoch0003.weights"
     again = hessian.spectrum(
