@@ -29,7 +29,7 @@ NEEDS = {
     "ch08_rho": ("rho_ablation", "curvature"),
     "ch09_rivals": (
         "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing",
-        "bn_statistics", "optimizers",
+        "bn_statistics", "optimizers", "wider_decay", "wider_tuning",
     ),
     "ch10_what_explains_the_gain": (
         "weight_decay", "optimizers", "sam_timing", "rho_ablation", "dynamics",

@@ -37,6 +37,7 @@ FAMILIES = (
     hypotheses.wider, hypotheses.curve_family, hypotheses.adaptive_family,
     spectra_claims.images_family,
 )  # fmt: skip
+_ASKED = FAMILIES[FAMILIES.index(hypotheses.five) :]
 _TAIL = (7, 8, 9)
 _SAM = [f"{base}+SAM − {base}" for base in hypotheses.BASES]
 _FINDINGS = """# All findings
@@ -89,12 +90,9 @@ def findings(scale: str = "lite", results: str | Path = RESULTS) -> list[Finding
         main[main["contrast"].isin(_SAM) & main["group"].eq("tail")],
         *(
             judged(family(), scale, results)
-            for family in (
-                spectra_claims.curvature_family, hypotheses.five, hypotheses.wider,
-                hypotheses.curve_family,
-            )
+            for family in (spectra_claims.curvature_family, *_ASKED)
         ),
-    ]  # fmt: skip
+    ]
     rows = (row for part in parts for _, row in part.iterrows())
     return [*map(_finding, rows), *_full_scale(Path(results))]
 
