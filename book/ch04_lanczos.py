@@ -25,8 +25,6 @@ from saddlebook.findings import inference
 from saddlebook.theory import known
 
 page = Page("ch04_lanczos", vars())
-
-# %% tags=["remove-input"]
 causes = known.known_causes()
 cells = causes.groupby(["operator", "beta"])["ratio"].mean()
 again = known.rayleigh()
