@@ -36,6 +36,7 @@ from saddlebook.experiment import SCALES, Experiment
 from saddlebook.store import Store
 from saddlebook.studies import check_values, chosen_seeds
 from saddlebook.train.large import told_once
+from saddlebook.train.loop import profile
 
 _COMMANDS = ("run", "status", "verify", "reproduce", "book", "spectra", "large")
 
@@ -90,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_machine(run)
     run.add_argument("--precision", help="instead of the study's: tf32, bf16, ...")
     run.add_argument("--only", help="methods, such as CE,CE+DRW+SAM")
+    told = "train nothing: print where a step of the first run spends its time"
+    run.add_argument("--profile", action="store_true", help=told)
     status = _command(commands, "status", _status, "records done, missing, stale")
     _add_study(status, optional=True)
     _add_data(status)
@@ -191,6 +194,10 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
 def _run(options: argparse.Namespace) -> int:
     chosen = _experiments(options)
     crew = workers.devices(options.device, options.workers)
+    if options.profile:
+        images = data.load(chosen[0].dataset, options.data or None)
+        print(f"{chosen[0].slug}\n{profile(chosen[0], images, crew[0])}")
+        return 0
     store = Store(Path(options.results) / options.scale)
     missing = store.missing(chosen)
     progress = runner.Progress.over(missing, show=not options.quiet and bool(missing))

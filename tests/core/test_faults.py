@@ -53,6 +53,14 @@ def test_wrong_words_are_usage_errors(arguments, message, capsys):
     assert message in line
 
 
+def test_a_profile_names_operations_and_keeps_nothing(capsys):
+    assert main([*RUN, "--profile"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("digitslt10_ce-drw")
+    assert "aten::convolution_backward" in told
+    assert not list(Path().rglob("*.json"))
+
+
 def test_only_takes_exact_names(capsys):
     assert main([*RUN, "--only", "CE+DRW wd=0.001"]) == 0
     (path,) = Path("results/quick").iterdir()

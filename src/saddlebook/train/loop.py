@@ -7,6 +7,7 @@ files in ``run.py``.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,32 @@ def train(
     finally:
         for run in runs:
             run.save()
+
+
+def profile(
+    experiment: Experiment, dataset: data.Dataset, device: str = "cpu", steps: int = 20
+) -> str:
+    """Where the time of a training step goes: operations by their own time, a table.
+
+    Args:
+        experiment: Of its first epoch the first batches are trained; nothing is kept.
+        dataset: As ``data.load`` gives it.
+        device: Torch device.
+        steps: As many at most, after one that warms up.
+    """
+    cuda, known = "cuda" in device, torch.profiler.ProfilerActivity
+    kinds = [known.CPU, known.CUDA][: 1 + cuda]
+    with tempfile.TemporaryDirectory() as folder, arithmetic(experiment.precision):
+        task = prepare(experiment, dataset, device)
+        run = Run(experiment.training, task, Path(folder), device)
+        run.begin()
+        size = min(experiment.batch_size, run.lane.count)
+        run.lane.step(size)
+        with torch.profiler.profile(activities=kinds, acc_events=True) as seen:
+            for _ in range(min(steps, run.lane.count // size - 1)):
+                run.lane.step(size)
+    by = "self_cuda_time_total" if cuda else "self_cpu_time_total"
+    return str(seen.key_averages().table(sort_by=by, row_limit=12))
 
 
 def _advance(
