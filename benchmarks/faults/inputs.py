@@ -26,7 +26,7 @@ from PIL import Image
 
 from saddlebook import data, hessian, losses, optim, studies
 from saddlebook.__main__ import main as command
-from saddlebook.book import chapters
+from saddlebook.book import notebooks
 from saddlebook.data import class_counts, long_tail_indices
 from saddlebook.data.batches import RELEASES
 from saddlebook.data.sources import CLASS_NAMES
@@ -86,7 +86,7 @@ _CALLS: list[Callable[[], Any]] = [
 ]
 
 
-_DECLARED = "\n".join(f"{n} = {v!r}" for n, v in chapters.PARAMETERS.items())
+_DECLARED = "\n".join(f"{n} = {v!r}" for n, v in notebooks.PARAMETERS.items())
 _PARAMETERS: list[dict[str, Any]] = [
     {"scael": "lite"}, {"scale": 3}, {"scale": "ful"}, {"scale": ""}, {"scale": None},
     {"device": "gpu9"}, {"device": ""}, {"device": ["cpu"]}, {"precision": "fp8"},
@@ -122,7 +122,7 @@ def inputs(examples: int) -> Iterator[tuple[str, Callable[[], Row]]]:
     yield (
         "papermill parameters",
         lambda: _row(
-            _refused(lambda p=p: chapters.check_parameters(_DECLARED, p), 2)
+            _refused(lambda p=p: notebooks.check_parameters(_DECLARED, p), 2)
             for p in _PARAMETERS
         ),
     )

@@ -26,7 +26,7 @@ import psutil
 import small
 
 from saddlebook import book
-from saddlebook.book import chapters
+from saddlebook.book import notebooks
 from saddlebook.disk import checkpoint
 from saddlebook.errors import SaddlebookError
 from saddlebook.store import Store
@@ -228,7 +228,7 @@ def _serve(words: tuple[str, ...], here: Path) -> None:
 
 
 def _checkout(words: list[str]) -> None:
-    chapters.export(small.checkout(Path()), Path("in.ipynb"), {"results": "results"})
+    notebooks.export(small.checkout(Path()), Path("in.ipynb"), {"results": "results"})
     Path("workflow").symlink_to(small.ROOT / "workflow")
 
 

@@ -79,12 +79,12 @@ def _epochs(count: int, note: Callable[[], None]) -> None:
 
 
 def _chapters(count: int, note: Callable[[], None]) -> None:
-    from saddlebook.book import chapters
+    from saddlebook.book import notebooks
 
     page = small.checkout(Path())
     small.main(["run", "few", "--scale", "full", "--quiet"])
     for _ in range(count):
-        chapters.execute(page, Path("out.ipynb"), {"scale": "full"}, root=os.getcwd())
+        notebooks.execute(page, Path("out.ipynb"), {"scale": "full"}, root=os.getcwd())
         note()
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saddlebook.book.chapters import PARAMETERS
+from saddlebook.book.notebooks import PARAMETERS
 from saddlebook.experiment import Experiment
 from saddlebook.scales import at_scale
 from saddlebook.train import loop

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from records import record
 
 from saddlebook import book
-from saddlebook.book import chapters, gather, page
+from saddlebook.book import gather, notebooks, page
 from saddlebook.book.build import _publish, _restore, meanings, with_meanings
 from saddlebook.disk.files import locked
 from saddlebook.errors import LockedError, UsageError, VerifyError
@@ -65,7 +65,7 @@ def chapter(tmp_path):
 def run(path: Path, **parameters):
     output = path.parent / "out.ipynb"
     given = {"scale": "lite"} | parameters
-    return chapters.execute(path, output, given, root=path.parent, timeout=60)
+    return notebooks.execute(path, output, given, root=path.parent, timeout=60)
 
 
 @pytest.mark.book
@@ -73,7 +73,7 @@ def test_a_chapter_that_reaches_its_footer_succeeds(chapter):
     notebook = run(chapter('page.value("seven", 7.04, ".1f")'))
     (glued,) = notebook.cells[4].outputs[0]["data"].values()
     assert glued == "'7.0'"
-    assert chapters.sentinel(notebook.cells[-1].outputs)["chapter"] == "ch01_toy"
+    assert notebooks.sentinel(notebook.cells[-1].outputs)["chapter"] == "ch01_toy"
 
 
 @pytest.mark.book
@@ -129,14 +129,14 @@ def test_missing_records_name_the_command(chapter):
 def test_bad_parameters_are_refused_before_a_kernel_starts(chapter, given, message):
     path = chapter("1")
     with pytest.raises(UsageError, match=message):
-        chapters.execute(path, path.parent / "out.ipynb", given, root=path.parent)
+        notebooks.execute(path, path.parent / "out.ipynb", given, root=path.parent)
     assert not (path.parent / "out.ipynb").exists()
 
 
 @pytest.mark.parametrize("value", ["cifar100", "folder:../mine", "folder:", "mine", 1])
 def test_a_page_takes_no_other_images_than_a_folder_of_ones_own(value):
     with pytest.raises(UsageError, match=r"folder:NAME|must be a str|unknown dataset"):
-        chapters.check_parameters('dataset = ""', {"dataset": value})
+        notebooks.check_parameters('dataset = ""', {"dataset": value})
 
 
 @pytest.mark.parametrize(
@@ -144,19 +144,19 @@ def test_a_page_takes_no_other_images_than_a_folder_of_ones_own(value):
 )
 def test_a_number_must_be_a_finite_number(value):
     with pytest.raises(UsageError, match="rho"):
-        chapters.check_parameters("rho = 0.5", {"rho": value})
+        notebooks.check_parameters("rho = 0.5", {"rho": value})
 
 
 @given(st.text(max_size=20))
 def test_no_name_but_a_declared_one_is_a_parameter(name):
     if name != "scale":
         with pytest.raises(UsageError, match="unknown parameter"):
-            chapters.check_parameters("scale = 'lite'", {name: "lite"})
+            notebooks.check_parameters("scale = 'lite'", {name: "lite"})
 
 
 def test_a_parameters_cell_holds_values_only():
     with pytest.raises(UsageError, match="parameters cell"):
-        chapters.check_parameters("import os", {})
+        notebooks.check_parameters("import os", {})
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -164,7 +164,7 @@ def test_a_chapter_has_one_parameters_cell(tmp_path, count):
     path = tmp_path / "ch01_toy.py"
     path.write_text('# %% tags=["parameters"]\nscale = "lite"\n\n' * count + "# %%\n1")
     with pytest.raises(UsageError, match=f"{count} cells tagged 'parameters'"):
-        chapters.execute(path, tmp_path / "out.ipynb", {})
+        notebooks.execute(path, tmp_path / "out.ipynb", {})
 
 
 def notebook_with(*outputs) -> nbformat.NotebookNode:
@@ -195,20 +195,20 @@ def shown(**data):
 )
 def test_a_page_holds_no_foreign_html_stderr_or_machine_path(output, why):
     with pytest.raises(VerifyError, match=why):
-        chapters.tidy(notebook_with(output), "ch01")
+        notebooks.tidy(notebook_with(output), "ch01")
 
 
 def test_tidy_drops_run_metadata_and_live_views_beside_their_html_twin():
     view = shown(**{"application/vnd.jupyter.widget-view+json": {}})
     output = shown(**{"text/html": '<div class="afm-static">'})
-    tidied = chapters.tidy(notebook_with(output, view), "ch01")
+    tidied = notebooks.tidy(notebook_with(output, view), "ch01")
     assert len(tidied.cells[0].outputs) == 1
     assert set(tidied.metadata) == {"kernelspec"}
     assert set(tidied.cells[0].outputs[0].data) == {"text/html"}
 
 
 def test_injected_parameters_are_hidden_from_readers(chapter, tmp_path):
-    path = chapters.export(chapter("1"), tmp_path / "x.ipynb", {"scale": "quick"})
+    path = notebooks.export(chapter("1"), tmp_path / "x.ipynb", {"scale": "quick"})
     (cell,) = [c for c in nbformat.read(path, 4).cells if '"quick"' in c.source]
     assert cell.metadata.tags == ["injected-parameters", "remove-cell"]
 
@@ -228,7 +228,7 @@ BIBLIOGRAPHY = """@article{one,
 
 def test_jupyter_shows_citations_roles_and_boxes_as_text(tmp_path):
     (tmp_path / "references.bib").write_text(BIBLIOGRAPHY)
-    sources = chapters.works(tmp_path / "references.bib")
+    sources = notebooks.works(tmp_path / "references.bib")
     told = [
         ("{cite:p}`one,two`", "([Able et al. 2020](https://arxiv.org/abs/2001.00001); "
          "[Dole 1999](https://doi.org/10.1/x))"),
@@ -238,13 +238,13 @@ def test_jupyter_shows_citations_roles_and_boxes_as_text(tmp_path):
         ("```{admonition} Guess\nOne\nTwo\n```", "> **Guess**\n> \n> One\n> Two"),
     ]  # fmt: skip
     for myst, plain in told:
-        assert chapters.without_myst(myst, sources) == plain
+        assert notebooks.without_myst(myst, sources) == plain
 
 
 def test_no_chapter_leaves_a_role_in_its_copy(tmp_path):
-    sources = chapters.works(ROOT / "book/references.bib")
-    for path in chapters.chapters(ROOT):
-        copy = nbformat.read(chapters.export(path, tmp_path / "x.ipynb"), 4)
+    sources = notebooks.works(ROOT / "book/references.bib")
+    for path in notebooks.chapters(ROOT):
+        copy = nbformat.read(notebooks.export(path, tmp_path / "x.ipynb"), 4)
         text = "\n".join(c.source for c in copy.cells if c.cell_type == "markdown")
         assert not re.search(r"\{[a-z:]+\}`|```\{", text), path.stem
         assert "]()" not in text
@@ -254,8 +254,8 @@ def test_no_chapter_leaves_a_role_in_its_copy(tmp_path):
 @pytest.mark.parametrize("given", [None, {"scale": "quick"}])
 def test_exporting_twice_gives_the_same_bytes(chapter, tmp_path, given):
     path = chapter("1")
-    first = chapters.export(path, tmp_path / "a.ipynb", given).read_bytes()
-    assert chapters.export(path, tmp_path / "b.ipynb", given).read_bytes() == first
+    first = notebooks.export(path, tmp_path / "a.ipynb", given).read_bytes()
+    assert notebooks.export(path, tmp_path / "b.ipynb", given).read_bytes() == first
 
 
 @pytest.fixture

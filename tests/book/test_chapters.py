@@ -13,8 +13,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from saddlebook import data, runner, studies
-from saddlebook.book import Page, chapters, gather
-from saddlebook.book.chapters import PARAMETERS as DEFAULTS
+from saddlebook.book import Page, gather, notebooks
+from saddlebook.book.notebooks import PARAMETERS as DEFAULTS
 from saddlebook.book.page import SMOKE
 from saddlebook.errors import UsageError
 from saddlebook.findings import claims, hypotheses
@@ -40,7 +40,7 @@ every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 
 
 def cells(path, kind):
-    return [cell for cell in chapters.read(path).cells if cell.cell_type == kind]
+    return [cell for cell in notebooks.read(path).cells if cell.cell_type == kind]
 
 
 def tags(cell):
@@ -54,18 +54,18 @@ def code_lines(cell):
 def test_the_book_has_its_chapters():
     assert len(CHAPTERS) >= 3
     assert {path.stem for path in CHAPTERS} == {
-        path.stem for path in chapters.chapters(ROOT)
+        path.stem for path in notebooks.chapters(ROOT)
     }
 
 
 @every_chapter
 def test_a_chapter_starts_with_title_and_parameters_and_ends_with_its_footer(path):
-    first, parameters, *_ = chapters.read(path).cells
+    first, parameters, *_ = notebooks.read(path).cells
     assert first.source.startswith("# ")
     assert tags(parameters) == {"parameters", "remove-cell"}
     given = "\n".join(LINES) if path.stem in ON_IMAGES else PARAMETERS
     assert parameters.source.replace('"', "'") == given
-    last = chapters.read(path).cells[-1]
+    last = notebooks.read(path).cells[-1]
     assert last.source == "page.footer()"
     assert tags(last) == {"remove-input"}
 
@@ -204,7 +204,7 @@ def test_a_chapter_runs_at_quick_scale(path, quick_results, shell):
 def test_an_exported_chapter_runs_under_nbmake(tmp_path, quick_results):
     path = CHAPTERS[0]  # the others run under papermill
     given = {"scale": "quick", "device": "cpu", "results": str(quick_results)}
-    chapters.export(path, tmp_path / f"{path.stem}.ipynb", given)
+    notebooks.export(path, tmp_path / f"{path.stem}.ipynb", given)
     command = [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, f"--rootdir={tmp_path}", str(tmp_path)],
@@ -218,7 +218,7 @@ def test_an_exported_chapter_runs_under_nbmake(tmp_path, quick_results):
 
 @pytest.mark.book
 def test_papermill_on_a_chapter_fails_loudly_on_a_wrong_parameter(tmp_path):
-    exported = chapters.export(CHAPTERS[0], tmp_path / "chapter.ipynb")
+    exported = notebooks.export(CHAPTERS[0], tmp_path / "chapter.ipynb")
     command = [sys.executable, "-m", "papermill", str(exported), "-"]
     command += ["-p", "scael", "quick"]
     done = subprocess.run(
@@ -234,7 +234,7 @@ def test_the_main_table_is_made_of_a_users_images(tmp_path):
     digits = data.load("digits")
     few = data.long_tail(digits, range(100, 20, -8))
     data.to_folders(few, tmp_path / "mine")
-    chapters.export(ROOT / "book/ch07_table.py", tmp_path / "in.ipynb")
+    notebooks.export(ROOT / "book/ch07_table.py", tmp_path / "in.ipynb")
     command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb"]
     command += ["-p", "scale", "quick", "-p", "seeds", "0", "-p", "results", "made"]
     command += ["-p", "dataset", "folder:mine", "-p", "data", str(tmp_path)]
@@ -279,7 +279,7 @@ def test_a_chapter_makes_what_it_lacks_of_real_images(cifar_root, tmp_path):
         f"{head}import saddlebook as sb\nrecords = page.records({runs})\n"
         "\n# %%\npage.footer()\n"
     )
-    chapters.export(short, tmp_path / "in.ipynb")
+    notebooks.export(short, tmp_path / "in.ipynb")
     command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb"]
     command += ["-p", "data", str(cifar_root), "-p", "results", str(tmp_path / "made")]
     command += ["-p", "train", "True", "--log-output"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from saddlebook import studies
-from saddlebook.book import chapters, reproduce
+from saddlebook.book import notebooks, reproduce
 from saddlebook.errors import Stopped, UsageError
 from saddlebook.findings import readme
 from saddlebook.store import Store, find_records
@@ -30,7 +30,7 @@ def asked(path):
 
 
 def test_the_plan_has_what_the_chapters_ask_for():
-    needs = {p.stem: asked(p) for p in chapters.chapters(ROOT)}
+    needs = {p.stem: asked(p) for p in notebooks.chapters(ROOT)}
     for chapter, names in reproduce.NEEDS.items():
         assert set(names) == needs.pop(chapter), chapter
     planned = {name for names in reproduce.NEEDS.values() for name in names}

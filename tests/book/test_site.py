@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from visits import Visit
 
-from saddlebook.book import chapters
+from saddlebook.book import notebooks
 
 ROOT = Path(__file__).parents[2]
-ENTRIES = chapters.entries(ROOT)
+ENTRIES = notebooks.entries(ROOT)
 # One visit a page and theme serves all: keep them in one process
 pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]
 

@@ -47,7 +47,7 @@ def test_no_notebook_weights_or_large_file_is_in_the_project():
 
 def test_no_file_names_a_machine():
     path = re.compile(r"(?<![\w.])/(?:root|home|Users|work|tmp)/[a-z]", re.I)
-    looks_for_them = ROOT / "src/saddlebook/book/chapters.py"
+    looks_for_them = ROOT / "src/saddlebook/book/notebooks.py"
     named = [
         p
         for p in TEXTS

@@ -3,8 +3,8 @@
 from saddlebook.book.build import build as build
 from saddlebook.book.build import check_pages as check_pages
 from saddlebook.book.build import setup as setup
-from saddlebook.book.chapters import execute as execute
-from saddlebook.book.chapters import execute_all as execute_all
-from saddlebook.book.chapters import export as export
-from saddlebook.book.chapters import export_all as export_all
+from saddlebook.book.notebooks import execute as execute
+from saddlebook.book.notebooks import execute_all as execute_all
+from saddlebook.book.notebooks import export as export
+from saddlebook.book.notebooks import export_all as export_all
 from saddlebook.book.page import Page as Page

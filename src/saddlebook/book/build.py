@@ -1,7 +1,7 @@
 """Builds the book of executed chapters with Jupyter Book; any warning is an error.
 
 Knows folders; no tensor. The build itself runs no code and no network. How a chapter is
-run is in ``chapters``.
+run is in ``notebooks``.
 
 As a Sphinx extension (``setup``) it keeps the pages free of outside scripts, and
 explains the first use of a word on each page.
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from saddlebook.book.chapters import (
+from saddlebook.book.notebooks import (
     SCALES,
     entries,
     execute_all,

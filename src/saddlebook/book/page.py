@@ -18,8 +18,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saddlebook.book.chapters import PARAMETERS, check_injected, check_types
 from saddlebook.book.gather import make, wait_for_others
+from saddlebook.book.notebooks import PARAMETERS, check_injected, check_types
 from saddlebook.book.sheets import (
     badge,
     card,

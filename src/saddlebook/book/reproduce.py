@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from saddlebook import progress, studies, workers
-from saddlebook.book import build, chapters
+from saddlebook.book import build, notebooks
 from saddlebook.errors import SaddlebookError, Stopped
 from saddlebook.experiment import Experiment
 from saddlebook.progress import Progress
@@ -212,4 +212,4 @@ def _make(
 def _execute(root: Path, chapter: str, scale: str, results: str) -> None:
     given = {"scale": scale, "results": str(Path(results).resolve())}
     output = root / "_build" / "executed" / f"{chapter}.ipynb"
-    chapters.execute(root / "book" / f"{chapter}.py", output, given, root=root)
+    notebooks.execute(root / "book" / f"{chapter}.py", output, given, root=root)
