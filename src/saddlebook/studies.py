@@ -50,7 +50,7 @@ _PGD: dict[str, Any] = {"optimizer": "pgd", "noise": 1.0}
 _LPF: dict[str, Any] = {"optimizer": "lpf", "noise": 8e-3}
 # Step sizes of Adam and of SignSGD; decoupled decay, so that lr·wd is that of SGD
 ADAPTIVE = {"adam": (3e-4, 1e-3, 3e-3, 1e-2), "sign": (1e-4, 3e-4, 1e-3, 3e-3)}
-_STEP_SIZES = {"adam": 1e-3, "sign": 3e-4}  # the best of ``adaptive_tuning``
+_STEP_SIZES = {"adam": 1e-2, "sign": 3e-3}  # the best of ``adaptive_tuning``
 _MOST_WORKERS = 999
 _SEEDS = (*SEEDS, *FRESH_SEEDS, *TUNING_SEEDS)
 _FULL: dict[str, Any] = {"precision": "bf16", "test_every": 5}
