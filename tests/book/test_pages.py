@@ -132,13 +132,14 @@ FOCUSED = """() => {
 def test_the_keyboard_reaches_every_control_in_order(visit, explorer) -> None:
     explorer.get_by_role("combobox", name="Scene").focus()
     seen = []
-    for _ in range(11):
+    for _ in range(13):
         seen.append(visit.page.evaluate(FOCUSED))
         visit.page.keyboard.press("Tab")
     names, outlines = zip(*seen, strict=True)
     assert names == (
         "Scene", "SAM climbs", "Radius ρ", "Curvature |λ|", "Step size η",
-        "Momentum β", "Noise σ", "Start y", "Second pass", "Landscape", "New noise",
+        "Momentum β", "Noise σ", "Start y", "Second pass", "Landscape", "Step shown",
+        "Next", "New noise",
     )  # fmt: skip
     assert all(outline != "none" for outline in outlines[1:])
     explorer.get_by_role("slider", name="Radius ρ").press("Enter")

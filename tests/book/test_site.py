@@ -111,7 +111,8 @@ _CUT = """() => {
   return [...document.querySelectorAll(all)]
     .filter((el) => el.checkVisibility())
     .filter((el) => el.getBoundingClientRect().right > edge
-      || el.parentElement.scrollWidth > el.parentElement.clientWidth + 1)
+      || (el.parentElement instanceof HTMLElement
+        && el.parentElement.scrollWidth > el.parentElement.clientWidth + 1))
     .map((el) => el.outerHTML.slice(0, 120));
 }"""
 

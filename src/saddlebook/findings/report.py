@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MARGINS = {"overall": 1.5, "tail": 3.0}
 PAPER_RUNS = 3  # behind each printed mean: assumed, no source says
 CELL = ["method", "group"]
+_LONGEST = 40  # of a class's name, characters
 _NAMES = {"cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT", "digits": "digits-LT"}
 _CURVES = ("epoch", "accuracy", "head", "mid", "tail", "train_loss", "lr")
 _IDENTITY = ("scale", "dataset", "imbalance_factor", "method", "rho", "weight_decay")
@@ -351,11 +352,13 @@ def classes(
 ) -> pd.DataFrame:
     """One row a class: ``name count group``; groups by index unless given.
 
-    Names are what folders are called: characters that steer what shows them are spelt.
+    Names are what folders are called: characters that steer what shows them are spelt,
+    and long ones are cut, for a figure has no room for them.
     """
     groups = groups or data.class_groups(len(class_counts))
     of = {label: name for name, group in groups.items() for label in group}
-    shown = [printable(name) for name in names]
+    spelt = map(printable, names)
+    shown = [n if len(n) <= _LONGEST else f"{n[: _LONGEST - 1]}…" for n in spelt]
     found = pd.DataFrame({"name": shown, "count": class_counts})
     return found.assign(group=found.index.map(of))
 
