@@ -68,15 +68,16 @@ page.claim(
 
 # %% tags=["remove-input"]
 table = sweeps.runs(seen)
+table["knob"] = table["method"].str.replace(r" wd=.*", "", regex=True)
 names = (
     "training loss of the tail (nats)",
     "test accuracy of the tail (%)",
 )
 figures.show(
     sweeps.plot_scatter(
-        table, "tail_train_loss", "tail", "method", names=names, log=True
+        table, "tail_train_loss", "tail", "knob", names=names, log=True
     ),
-    f"Every run of CE+DRW under every knob. {sweeps.setting_or_none(seen)}",
+    f"Every run of CE+DRW under every knob, weight decays together. {sweeps.setting_or_none(seen)}",
 )
 
 # %% [markdown]
@@ -193,10 +194,12 @@ steps = gather.gather(page, "adaptive")["adaptive"]
 optimised = gather.verdicts(page, hypotheses.adaptive_family())
 figures.show(
     sweeps.plot_scatter(
-        sweeps.runs(steps),
+        sweeps.runs(steps).assign(
+            knob=lambda t: t["method"].str.split().str[0]
+        ),
         "tail_train_loss",
         "tail",
-        "method",
+        "knob",
         names=names,
         log=True,
     ),
@@ -235,7 +238,8 @@ figures.show(
 
 # %% tags=["remove-input"]
 page.judged(
-    fewer_found, "Differences of abs(λmin/λmax) of class 0, 95 % t-intervals"
+    fewer_found,
+    "Differences of abs(λmin/λmax) of class 0, 95 % t-intervals",
 )
 
 # %% tags=["remove-input"]

@@ -147,10 +147,7 @@ def look(name: str, i: int) -> dict[str, Any]:
 def _named(ax: Axes, x: str, y: str, told: Sequence[str]) -> Axes:
     ax.set_xlabel(x)
     ax.set_ylabel(y)
-    entries = len(ax.get_legend_handles_labels()[0])
-    if entries > _MOST_INSIDE:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
-    elif entries > 1:
+    if len(ax.get_legend_handles_labels()[0]) > 1:
         ax.legend(handlelength=2.2)
     ax.set_label(f"{y} against {x}: {'; '.join(told)}.")
     return ax
@@ -263,7 +260,6 @@ def points(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 _GROUPS = ("overall", "tail")
 _UNPUBLISHED = "undecided: protocol not published"
-_MOST_INSIDE = 6  # names in a legend that leave the points to be seen
 _DATASETS = {"cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT"}
 
 
