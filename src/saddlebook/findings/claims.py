@@ -94,8 +94,9 @@ class Runs(dict[Experiment, Record]):
 
     @cached_property
     def spectra(self) -> pd.DataFrame:
-        """Those of the dynamics figure only: other studies measure other settings."""
-        every = [at_scale(e, scale) for e in studies.dynamics() for scale in SCALES]
+        """Of the dynamics figure and the head's images: others have other settings."""
+        measured = studies.dynamics() + studies.head_images()
+        every = [at_scale(e, scale) for e in measured for scale in SCALES]
         return tables.spectra_table([self[exp] for exp in every if exp in self])
 
 
