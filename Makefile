@@ -6,8 +6,6 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEVICE ?= cpu
 WORKERS ?= 1
 PORT ?= 8000
-# Some tests wait for processes that they stop: one more than there are cores
-TESTERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 
 # Small networks on few cores: one thread a process is many times faster than all
 export OMP_NUM_THREADS ?= 1
@@ -46,7 +44,7 @@ type: $(READY)  ## mypy, strict, on src
 	$(BIN)/mypy
 
 test: $(READY) browser  ## all tests, chapters and pages included
-	$(BIN)/pytest --numprocesses $(TESTERS) --dist loadgroup
+	$(BIN)/pytest -n auto --dist loadgroup
 
 quick: $(READY)  ## every chapter at smoke scale, training included, in a minute or two
 	$(BIN)/python -c 'from saddlebook import book; book.execute_all(scale="quick")'

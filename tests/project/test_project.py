@@ -169,7 +169,7 @@ def test_everything_that_is_installed_has_its_version_and_hashes():
 # Names on the registry that are imported, or run, under another one
 USED_AS = {
     "scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml",
-    "pytest-xdist": "--numprocesses", "jupyter-book": "jupyter-book",
+    "pytest-xdist": "-n auto", "jupyter-book": "jupyter-book",
     "sphinx": "sphinx:", "myst-nb": "nb_", "myst-parser": "myst_enable_extensions",
     "sphinx-book-theme": "html_theme_options", "pydata-sphinx-theme": "navbar_start",
     "sphinxcontrib-bibtex": "bibtex_bibfiles", "ipykernel": "python3",
