@@ -109,10 +109,10 @@ _CUT = """() => {
   const edge = document.querySelector("article").getBoundingClientRect().right + 1;
   const all = "article :is(table, figure svg, .sb-widget svg)";
   return [...document.querySelectorAll(all)]
-    .filter((el) => el.checkVisibility())
+    // one picture of a sheet in a picture is cut out on purpose
+    .filter((el) => el.checkVisibility() && !el.parentElement.closest("svg"))
     .filter((el) => el.getBoundingClientRect().right > edge
-      || (el.parentElement instanceof HTMLElement
-        && el.parentElement.scrollWidth > el.parentElement.clientWidth + 1))
+      || el.parentElement.scrollWidth > el.parentElement.clientWidth + 1)
     .map((el) => el.outerHTML.slice(0, 120));
 }"""
 
