@@ -23,6 +23,7 @@ from saddlebook.data.augmentation import epoch_plan, padding
 from saddlebook.data.sources import CLASS_NAMES
 from saddlebook.errors import UsageError
 from saddlebook.figures.widgets import Widget
+from saddlebook.findings.tables import ENDS
 from saddlebook.theory.known import ByStep, recurrence_by_step
 from saddlebook.theory.landscapes import boundary_toy, plane_points
 
@@ -335,7 +336,6 @@ def _across(boundary: Sequence[float]) -> list[list[float]]:
 # --- chapter 5
 
 _MODES = ("clean", "as_published")
-_ENDS = ("lambda_min", "lambda_max")
 
 
 def class_stepper(records: Sequence[Record]) -> Widget:
@@ -365,7 +365,7 @@ def class_stepper(records: Sequence[Record]) -> Widget:
 
     def ends(mode: str) -> list[Any]:
         return [[[[e, run[mode, y, e][end]] for e in epochs if (mode, y, e) in run
-                  for end in _ENDS] for y in classes] for run in runs]  # fmt: skip
+                  for end in ENDS] for y in classes] for run in runs]  # fmt: skip
 
     def ratios(mode: str) -> list[Any]:
         return [[[[y, _ratio(run[mode, y, e])] for y in classes if (mode, y, e) in run]
@@ -419,7 +419,7 @@ def _numbers(
 ) -> list[Any]:
     """What is told of a class at an epoch; None: not measured as published."""
     here, other = run[_MODES[0], y, e], run.get((_MODES[1], y, e))
-    ends = [here[end] for end in _ENDS]
+    ends = [here[end] for end in ENDS]
     return [y, counts[y], e, *ends, _ratio(here), _ratio(other) if other else None]
 
 

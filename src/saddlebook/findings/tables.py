@@ -108,12 +108,10 @@ def _number(value: float | None) -> float:
 
 def split(mode: str) -> tuple[str, str]:
     """Mode of a record's spectrum as recurrence and data it was measured on."""
-    found = re.fullmatch(r"(.*?)_(held_out|cut\d+|of\d+)", mode)
+    found = re.fullmatch(r"(.*?)_(?:held_out|(cut|of)\d+)", mode)
     if not found:
         return mode, "training"
-    return found[1], "held out" if found[2] == "held_out" else found[2].strip(
-        "0123456789"
-    )
+    return found[1], found[2] or "held out"
 
 
 def stages(experiment: Experiment) -> dict[int, int]:
