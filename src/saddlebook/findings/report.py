@@ -422,7 +422,7 @@ _KINDS = {  # of rows: which of the README's promises they try, and how
     "rival": ("4", "two at once on one run, one book, one chapter"),
     "damage": ("4, 5", "a byte changed, or the end cut off, in a file of any kind"),
     "input": ("6", "wrong or hostile words, parameters, images, archives, checkpoints"),
-    "long run": ("", "epochs, chapters and books in one process: memory flat"),
+    "long run": ("", "epochs, then chapters, in one process: memory flat"),
 }
 
 
@@ -449,8 +449,9 @@ def faults_setting(told: Mapping[str, Any]) -> str:
     """When, of which code, with which seed, how long; how many rows are not run yet."""
     rows = len(told["rows"]) + len(told["left"])
     left = f"; {len(told['left'])} of {rows} rows are not run yet" * bool(told["left"])
+    commits = ", ".join(commit[:9] for commit in told["commits"])
     return (
-        f"Counted by make faults, seed {told['seed']}, row by row up to {told['date']} "
-        f"(commit {told['commit'][:9]} at the last row), in "
-        f"{told['seconds'] / 60:.0f} minutes{left}"
+        f"Counted by make faults, seed {told['seed']}, up to {told['date']} (commit "
+        f"{commits}), {told['seconds'] / 60:.0f} minutes from first to last row, "
+        f"{told['cores']} at a time{left}"
     )
