@@ -38,7 +38,7 @@ import layouts  # noqa: E402
 
 from saddlebook import data  # noqa: E402
 from saddlebook.data import large  # noqa: E402
-from saddlebook.disk import checkpoint  # noqa: E402
+from saddlebook.disk.files import read_checkpoint  # noqa: E402
 from saddlebook.experiment import Experiment  # noqa: E402
 from saddlebook.train.large import _LargeRun, gathered  # noqa: E402
 
@@ -83,7 +83,7 @@ def result(out: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The record and the weights a run left."""
     (record,) = (out / "full").glob("*.json")
     (weights,) = (out / "work").glob("*/*.weights")
-    return json.loads(record.read_text()), checkpoint.read_checkpoint(weights)[1]
+    return json.loads(record.read_text()), read_checkpoint(weights)[1]
 
 
 def differences(ours: Path, theirs: Path) -> tuple[float, float]:

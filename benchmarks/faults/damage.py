@@ -20,7 +20,8 @@ import torch
 
 from saddlebook import data, measure, runner
 from saddlebook.command import spectra, subject
-from saddlebook.disk import checkpoint, files
+from saddlebook.disk import files
+from saddlebook.disk.files import read_checkpoint
 from saddlebook.errors import SaddlebookError
 from saddlebook.experiment import Experiment
 from saddlebook.record import Record
@@ -102,7 +103,7 @@ def _laid(what: str, here: Path) -> Kind:
 
 def _plain(path: Path) -> Kind:
     def read() -> Any:
-        meta, tensors = checkpoint.read_checkpoint(path)
+        meta, tensors = read_checkpoint(path)
         return meta, {name: t.tolist() for name, t in tensors.items()}
 
     return path, read

@@ -22,8 +22,12 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from saddlebook import record
-from saddlebook.disk import checkpoint
-from saddlebook.disk.files import dump_json, sha256
+from saddlebook.disk.files import (
+    decoded_checkpoint,
+    dump_json,
+    encoded_checkpoint,
+    sha256,
+)
 from saddlebook.errors import SaddlebookError
 from saddlebook.experiment import Experiment
 from saddlebook.store import Store
@@ -132,11 +136,11 @@ def records_row(count: int, number: int = 0) -> Row:
 
 def checkpoints_row(count: int, number: int = 0) -> Row:
     """Bytes under a digest that fits."""
-    whole = checkpoint.encoded({"epoch": 1}, {"w": torch.arange(9.0)})[64:]
+    whole = encoded_checkpoint({"epoch": 1}, {"w": torch.arange(9.0)})[64:]
 
     def check(payload: bytes) -> bool:
         content = sha256(payload).encode() + payload
-        return refused_or_read(lambda: checkpoint.decoded(content, "x"))
+        return refused_or_read(lambda: decoded_checkpoint(content, "x"))
 
     check(whole)  # imports what only a first reading imports
     return _counted(count, number, _changes(whole) | _archives(), check)

@@ -27,7 +27,7 @@ import small
 
 from saddlebook import book
 from saddlebook.book import notebooks
-from saddlebook.disk import checkpoint
+from saddlebook.disk.files import read_checkpoint
 from saddlebook.errors import SaddlebookError
 from saddlebook.store import Store
 
@@ -281,8 +281,8 @@ def torn_files(here: Path) -> int:
     """Files that are there and not whole."""
     readers: dict[str, Callable[[Path], Any]] = {
         "results/*/": lambda path: Store(path).verify(),
-        ".saddlebook/*/*.ckpt": checkpoint.read_checkpoint,
-        ".saddlebook/*/*.weights": checkpoint.read_checkpoint,
+        ".saddlebook/*/*.ckpt": read_checkpoint,
+        ".saddlebook/*/*.weights": read_checkpoint,
         "out/": lambda path: list(bundle.parts(path)),
         "_build/html/": lambda path: book.check_pages(path, ["book/ch01_small"]),
     }

@@ -18,8 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from saddlebook import measure
-from saddlebook.disk import checkpoint
-from saddlebook.disk.files import parse_json, read_whole, unsealed, write_whole
+from saddlebook.disk.files import (
+    decoded_checkpoint,
+    encoded_checkpoint,
+    parse_json,
+    read_checkpoint,
+    read_whole,
+    unsealed,
+    write_whole,
+)
 from saddlebook.disk.provenance import numerics_digest
 from saddlebook.errors import CorruptError, VerifyError, explained
 from saddlebook.experiment import Experiment
@@ -112,9 +119,9 @@ def _halved(path: Path) -> Unit:
 
     Vectors, batch-norm statistics among them, stay: they are few and small numbers.
     """
-    meta, tensors = checkpoint.read_checkpoint(path)
+    meta, tensors = read_checkpoint(path)
     small = {n: t.half() if t.ndim > 1 else t for n, t in tensors.items()}
-    return {f"work/{path.parent.name}/{path.name}": checkpoint.encoded(meta, small)}
+    return {f"work/{path.parent.name}/{path.name}": encoded_checkpoint(meta, small)}
 
 
 def parts(folder: Path) -> Iterator[tuple[Any, dict[str, bytes]]]:
@@ -191,7 +198,7 @@ def _reached(path: Path, content: bytes) -> int:
     if path.name == "spectra.json":
         with explained(f"{path} holds no spectra", "fetch it again"):
             return len([dict(item) for item in unsealed(content)])
-    meta, _ = checkpoint.decoded(content, str(path))
+    meta, _ = decoded_checkpoint(content, str(path))
     if measure.trained(meta, str(path)).slug != path.parent.name:
         raise CorruptError(f"{path} would be of another run than its folder's")
     return int(meta["epoch"])

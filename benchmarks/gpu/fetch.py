@@ -16,7 +16,7 @@ from pathlib import Path
 from bundle import install, parts
 
 from saddlebook import runner
-from saddlebook.disk import checkpoint
+from saddlebook.disk.files import read_checkpoint
 from saddlebook.errors import CorruptError, SaddlebookError
 from saddlebook.experiment import Experiment
 from saddlebook.store import Store
@@ -43,7 +43,7 @@ def state(experiment: Experiment, work: Path, store: Store) -> str:
         spectra = f", {len(record.spectra)} spectra" if record.spectra else ""
         return f"record: {found.overall:.2f} %, tail {found.tail:.2f} %{spectra}{tail}"
     if (folder / "latest.ckpt").exists():
-        epoch = checkpoint.read_checkpoint(folder / "latest.ckpt")[0]["epoch"]
+        epoch = read_checkpoint(folder / "latest.ckpt")[0]["epoch"]
         return f"epoch {epoch} of {experiment.epochs}{tail}"
     return "nothing yet"
 

@@ -24,8 +24,7 @@ import pack
 from bundle import Bundle, Unit, networks, run_unit
 
 from saddlebook import runner, studies
-from saddlebook.disk import checkpoint
-from saddlebook.disk.files import dump_json, write_whole
+from saddlebook.disk.files import dump_json, read_checkpoint, write_whole
 from saddlebook.disk.provenance import numerics_digest
 from saddlebook.errors import SaddlebookError, UsageError, one_of
 from saddlebook.experiment import SCALES, Experiment
@@ -60,7 +59,7 @@ def carried(experiments: list[Experiment], work: Path) -> dict[str, dict[str, Un
     for slug in dict.fromkeys(e.training.slug for e in experiments):
         folder = work / slug
         if (folder / "latest.ckpt").exists():
-            epoch = checkpoint.read_checkpoint(folder / "latest.ckpt")[0]["epoch"]
+            epoch = read_checkpoint(folder / "latest.ckpt")[0]["epoch"]
             units = {slug: run_unit(folder, [], finished=False, keep=True)}
             mine = [e for e in experiments if e.training.slug == slug]
             units |= networks(folder, [at for e in mine for at in e.spectra_at])

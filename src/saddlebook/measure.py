@@ -17,8 +17,13 @@ from saddlebook import models
 from saddlebook.curvature import hessian
 from saddlebook.curvature.modes import MODES
 from saddlebook.data import Dataset, padding, resize
-from saddlebook.disk import checkpoint
-from saddlebook.disk.files import read_whole, sealed, unsealed, write_whole
+from saddlebook.disk.files import (
+    read_checkpoint,
+    read_whole,
+    sealed,
+    unsealed,
+    write_whole,
+)
 from saddlebook.disk.provenance import curvature_digest, is_current, numerics_digest
 from saddlebook.errors import CorruptError, Stopped, explained
 from saddlebook.experiment import Experiment
@@ -299,7 +304,7 @@ def load_model(experiment: Experiment, path: Path, device: str = "cpu") -> nn.Mo
     Raises:
         CorruptError: The file is damaged, or of another experiment.
     """
-    meta, tensors = checkpoint.read_checkpoint(path)
+    meta, tensors = read_checkpoint(path)
     if trained(meta, str(path)) != experiment.training:
         raise CorruptError(
             f"{path} is of another experiment than {experiment.slug}; delete it and "

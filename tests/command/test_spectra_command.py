@@ -24,7 +24,7 @@ from saddlebook.command import spectra, subject
 from saddlebook.command.spectra import _ticking
 from saddlebook.curvature import hessian
 from saddlebook.data import folders
-from saddlebook.disk import checkpoint
+from saddlebook.disk.files import save_checkpoint
 from saddlebook.errors import CorruptError, UsageError
 from saddlebook.experiment import Experiment
 from saddlebook.progress import Progress
@@ -359,7 +359,7 @@ class TestCheckpoints:
         path.write_bytes(b"nothing of the kind")
         told = {"checkpoint": path, "model": None}
         assert "damaged" in said(capsys, code=4, **told)
-        checkpoint.save(path, {}, {"w": torch.zeros(2)})
+        save_checkpoint(path, {}, {"w": torch.zeros(2)})
         assert "no export" in said(capsys, code=4, **told)
 
     def test_what_is_measured_is_what_is_hashed(self, here, monkeypatch):
@@ -422,7 +422,7 @@ class TestCheckpoints:
             tensors["other"] = tensors.pop("linear.bias")
         else:
             meta = ["a list"]
-        checkpoint.save(here / "x.weights", meta, tensors)
+        save_checkpoint(here / "x.weights", meta, tensors)
         said(capsys, checkpoint="x.weights", model=None, code=4)
 
 

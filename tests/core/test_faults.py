@@ -13,8 +13,7 @@ import pytest
 
 from saddlebook import runner, studies
 from saddlebook.__main__ import main
-from saddlebook.disk import checkpoint
-from saddlebook.disk.files import locked, write_whole
+from saddlebook.disk.files import locked, read_checkpoint, write_whole
 from saddlebook.errors import LockedError, ResourceError
 from saddlebook.store import Store
 
@@ -325,4 +324,4 @@ def test_a_signal_stops_within_seconds_and_loses_nothing(signals, code):
     assert "the same command continues" in errors
     assert Store("results/quick").verify()
     for file in Path(runner.WORK).glob("*/latest.ckpt"):
-        checkpoint.read_checkpoint(file)
+        read_checkpoint(file)

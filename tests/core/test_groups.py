@@ -8,8 +8,7 @@ from test_train import SAM, TINY, Stopper
 
 from saddlebook import data, runner, studies
 from saddlebook.__main__ import main
-from saddlebook.disk import checkpoint
-from saddlebook.disk.files import locked
+from saddlebook.disk.files import locked, read_checkpoint
 from saddlebook.errors import (
     CorruptError,
     LockedError,
@@ -50,9 +49,7 @@ def results(records):
 def progress():
     """Epochs reached by the runs that started."""
     files = [runner.Path(runner.WORK) / e.slug / "latest.ckpt" for e in GROUP]
-    return [
-        checkpoint.read_checkpoint(file)[0]["epoch"] for file in files if file.exists()
-    ]
+    return [read_checkpoint(file)[0]["epoch"] for file in files if file.exists()]
 
 
 def test_the_table_makes_one_group_of_sgd_and_one_of_sam():

@@ -8,7 +8,8 @@ import torch
 from saddlebook import data, measure, runner
 from saddlebook.curvature import hessian
 from saddlebook.data import normalise
-from saddlebook.disk import checkpoint, files
+from saddlebook.disk import files
+from saddlebook.disk.files import read_checkpoint
 from saddlebook.errors import CorruptError, Stopped
 from saddlebook.experiment import Experiment
 from saddlebook.findings import tables
@@ -204,7 +205,7 @@ def test_a_record_with_spectra_answers_by_class_epoch_and_mode(tmp_path):
     )
     assert tail.lambda_max == pytest.approx(again.lambda_max, rel=1e-5)
     # the same training serves the experiment without measurements
-    meta, _ = checkpoint.read_checkpoint(path)
+    meta, _ = read_checkpoint(path)
     assert meta["experiment"] == TINY.training.to_dict()
     assert replace(TINY, spectra_at=()) == TINY.training
     assert torch.isfinite(torch.tensor(tail.gradient_norm))

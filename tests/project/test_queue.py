@@ -17,8 +17,7 @@ import pytest
 import torch
 
 from saddlebook import data, measure, runner, studies
-from saddlebook.disk import checkpoint
-from saddlebook.disk.files import write_whole
+from saddlebook.disk.files import encoded_checkpoint, read_checkpoint, write_whole
 from saddlebook.errors import CorruptError, DataError, VerifyError
 from saddlebook.scales import at_scale
 from saddlebook.store import Store
@@ -139,7 +138,7 @@ def test_networks_come_back_in_half_and_are_measured_in_a_later_call(monkeypatch
     exported = {p.name for p in folder.glob("*.weights")}
     assert len(exported) == len(dynamics[0].milestones)
     (full,) = Path("first/work").glob(f"{folder.name}/epoch0010.weights")
-    whole, half = (checkpoint.read_checkpoint(p)[1] for p in (full, folder / full.name))
+    whole, half = (read_checkpoint(p)[1] for p in (full, folder / full.name))
     assert half["conv1.weight"].dtype == torch.float16
     for name, tensor in whole.items():
         assert torch.equal(half[name], tensor.half() if tensor.ndim > 1 else tensor)
@@ -282,7 +281,7 @@ def test_what_is_further_on_stays(tmp_path):
     name, meta = f"work/{slug}/latest.ckpt", {"experiment": CONTROL[0].to_dict()}
 
     def take(epoch, **other):
-        state = checkpoint.encoded(
+        state = encoded_checkpoint(
             meta | {"epoch": epoch} | other, {"w": torch.ones(2)}
         )
         bundle.install({name: state}, {}, tmp_path, tmp_path)
@@ -290,9 +289,7 @@ def test_what_is_further_on_stays(tmp_path):
     for first, second in ((3, 5), (5, 3), (5, 5)):
         take(first)
         take(second)
-        assert (
-            checkpoint.read_checkpoint(tmp_path / slug / "latest.ckpt")[0]["epoch"] == 5
-        )
+        assert read_checkpoint(tmp_path / slug / "latest.ckpt")[0]["epoch"] == 5
         assert len(list((tmp_path / slug).iterdir())) == 1
     for epoch, other, message in (
         (10, {"experiment": CONTROL[1].to_dict()}, "another run"),
@@ -304,7 +301,7 @@ def test_what_is_further_on_stays(tmp_path):
             take(epoch, **other)
     with pytest.raises(CorruptError, match="damaged"):
         bundle.install({name: b"cut"}, {}, tmp_path, tmp_path)
-    assert checkpoint.read_checkpoint(tmp_path / slug / "latest.ckpt")[0]["epoch"] == 5
+    assert read_checkpoint(tmp_path / slug / "latest.ckpt")[0]["epoch"] == 5
 
 
 HEADERS = [
@@ -346,7 +343,7 @@ def test_what_another_call_gave_is_not_overwritten(back, monkeypatch, capsys):
 def test_runs_without_room_stay_here(monkeypatch, capsys):
     for experiment, epoch in zip(CONTROL, (2, 7), strict=True):
         tensors = {"weights": torch.zeros(5000)}
-        state = checkpoint.encoded({"epoch": epoch}, tensors)
+        state = encoded_checkpoint({"epoch": epoch}, tensors)
         write_whole(Path("work") / experiment.slug / "latest.ckpt", state)
     assert sent(monkeypatch, "--room", "60000") == 0
     item = json.loads(Path(".gpu/item.json").read_bytes())

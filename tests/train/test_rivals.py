@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saddlebook import data, losses, models
-from saddlebook.disk import checkpoint
+from saddlebook.disk.files import read_checkpoint
 from saddlebook.errors import Stopped, UsageError
 from saddlebook.experiment import Experiment
 from saddlebook.scales import at_scale
@@ -105,8 +105,8 @@ def test_a_stopped_rival_ends_where_an_unstopped_one_does(tmp_path, name):
     (parts,) = train([exp], digits, tmp_path / "parts")
     assert parts.resumes == 1
     assert parts.history == whole.history
-    _, ours = checkpoint.read_checkpoint(parts.weights[exp.epochs])
-    _, theirs = checkpoint.read_checkpoint(whole.weights[exp.epochs])
+    _, ours = read_checkpoint(parts.weights[exp.epochs])
+    _, theirs = read_checkpoint(whole.weights[exp.epochs])
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saddlebook import data, losses
-from saddlebook.disk import checkpoint
+from saddlebook.disk.files import read_checkpoint, save_checkpoint
 from saddlebook.errors import CorruptError, NumericalError, Stopped
 from saddlebook.experiment import Experiment
 from saddlebook.train import train
@@ -45,7 +45,7 @@ class Stopper:
 
 
 def final_state(experiment, folder):
-    meta, tensors = checkpoint.read_checkpoint(folder / experiment.slug / "latest.ckpt")
+    meta, tensors = read_checkpoint(folder / experiment.slug / "latest.ckpt")
     assert meta["epoch"] == experiment.epochs
     return tensors, [row["per_class"] for row in meta["history"]]
 
@@ -192,12 +192,12 @@ def test_numbers_that_blow_up_late_leave_a_checkpoint_of_the_epoch_before(
     with pytest.raises(Stopped):
         train([TINY], digits, tmp_path, watcher=Stopper(at=20))
     file = tmp_path / TINY.slug / "latest.ckpt"
-    meta, tensors = checkpoint.read_checkpoint(file)
+    meta, tensors = read_checkpoint(file)
     tensors["momentum"][3] = float("nan")
-    checkpoint.save(file, meta, tensors)
+    save_checkpoint(file, meta, tensors)
     with pytest.raises(NumericalError, match=f"state of epoch {meta['epoch']}"):
         train([TINY], digits, tmp_path)
-    assert checkpoint.read_checkpoint(file)[0]["epoch"] == meta["epoch"]
+    assert read_checkpoint(file)[0]["epoch"] == meta["epoch"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
@@ -237,9 +237,9 @@ def test_a_checkpoint_of_another_experiment_is_refused(digits, tmp_path):
 
 def test_exported_weights_are_those_of_their_epoch(digits, tmp_path):
     (outcome,) = train([TINY], digits, tmp_path)
-    meta, tensors = checkpoint.read_checkpoint(outcome.weights[6])
+    meta, tensors = read_checkpoint(outcome.weights[6])
     assert meta["epoch"] == 6
-    latest = checkpoint.read_checkpoint(tmp_path / TINY.slug / "latest.ckpt")[1]
+    latest = read_checkpoint(tmp_path / TINY.slug / "latest.ckpt")[1]
     exported = torch.cat(
         [tensors[name].flatten() for name in ("linear.weight", "linear.bias")]
     )

@@ -23,8 +23,7 @@ import torch
 from saddlebook import data, measure, runner
 from saddlebook.curvature import hessian
 from saddlebook.data import groups
-from saddlebook.disk import checkpoint
-from saddlebook.disk.files import dump_json, load_json, write_whole
+from saddlebook.disk.files import dump_json, load_json, read_checkpoint, write_whole
 from saddlebook.errors import (
     CorruptError,
     NumericalError,
@@ -241,9 +240,7 @@ class Trial:
 def history(experiment: Experiment, work: Path) -> list[dict[str, Any]]:
     """Tests of a run that was begun, from its checkpoint; none where it is damaged."""
     try:
-        meta, _ = checkpoint.read_checkpoint(
-            work / experiment.training.slug / "latest.ckpt"
-        )
+        meta, _ = read_checkpoint(work / experiment.training.slug / "latest.ckpt")
         return list(meta["history"])
     except (CorruptError, KeyError):  # the training itself says what is wrong
         return []

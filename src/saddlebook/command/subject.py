@@ -29,8 +29,7 @@ from saddlebook import data, measure, models
 from saddlebook.curvature.problem import Loss
 from saddlebook.data import folders, sources
 from saddlebook.data.folders import Images
-from saddlebook.disk import checkpoint
-from saddlebook.disk.files import read_whole, sha256
+from saddlebook.disk.files import decoded_checkpoint, read_whole, sha256
 from saddlebook.errors import (
     CorruptError,
     MachineError,
@@ -358,7 +357,7 @@ def _exported(file: str, content: bytes, options: argparse.Namespace) -> Subject
             f"{file} says its own {given[0].replace('_', ' ')}; leave out "
             f"--{given[0].replace('_', '-')}"
         )
-    meta, tensors = checkpoint.decoded(content, file)
+    meta, tensors = decoded_checkpoint(content, file)
     exp = measure.trained(meta, file)
     named = options.data in sources.CLASS_NAMES
     if named and options.data != exp.dataset:

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from saddlebook import data, errors, losses, models, optim
 from saddlebook.data.large import Batches, Lists, Split, Views, fetched, input_of
-from saddlebook.disk import checkpoint
-from saddlebook.disk.files import read_whole
+from saddlebook.disk.files import decoded_checkpoint, read_whole, save_checkpoint
 from saddlebook.experiment import Experiment
 from saddlebook.train.graphs import arithmetic
 from saddlebook.train.loop import Watcher
@@ -316,7 +315,7 @@ class _LargeRun:
         train_loss = self._by_class_mean(self.lists.train)[1].tolist()
         path = self.folder / f"epoch{self.epoch:04d}.weights"
         if not self.rank:
-            checkpoint.save(path, self._meta(), self.model.state_dict())
+            save_checkpoint(path, self._meta(), self.model.state_dict())
         return Outcome(
             self.history, train_loss, self.lists.class_counts, self.seconds, 1,
             self.resumes, {self.epoch: path}, self.lists.digest, self.world,
@@ -345,7 +344,7 @@ class _LargeRun:
                 f"epoch {self.epoch + 1}; lower lr or rho; the last good state is kept"
             )
         if not self.rank:
-            checkpoint.save(self.folder / "latest.ckpt", self._meta(), live)
+            save_checkpoint(self.folder / "latest.ckpt", self._meta(), live)
 
     def _resume(self) -> None:
         """Take up the first process's checkpoint, if it has one, on all."""
@@ -354,7 +353,7 @@ class _LargeRun:
             content = read_whole(path) if not self.rank and path.exists() else b""
         if not (content := self.crew.from_first(content)):
             return
-        meta, tensors = checkpoint.decoded(content, str(path))
+        meta, tensors = decoded_checkpoint(content, str(path))
         with errors.explained(f"{path} is no run's state", "delete it and run again"):
             check_same(meta, self._meta(), path)
             for name, tensor in self._tensors().items():

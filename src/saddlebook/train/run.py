@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saddlebook import data, losses, models, schedules
-from saddlebook.disk import checkpoint
+from saddlebook.disk.files import read_checkpoint, save_checkpoint
 from saddlebook.errors import CorruptError, NumericalError, explained
 from saddlebook.experiment import Experiment
 from saddlebook.train.engine import Hyper, Objective, Replica, State
@@ -229,7 +229,7 @@ class Run:
         self.epoch, self._good = epoch, self._copy()
         self.seconds += seconds
         if epoch in exp.milestones:
-            checkpoint.save(self.weights_file(epoch), self._meta(), self._exported())
+            save_checkpoint(self.weights_file(epoch), self._meta(), self._exported())
         if epoch == exp.epochs or time.monotonic() - self._saved_at > save_every:
             self.save()
         return row
@@ -299,7 +299,7 @@ class Run:
     def save(self) -> None:
         """Write the state of the last whole epoch, unless it is on disk already."""
         if self.epoch > self._saved_epoch:
-            checkpoint.save(self._file, self._meta(), self._good._asdict())
+            save_checkpoint(self._file, self._meta(), self._good._asdict())
             self._saved_at, self._saved_epoch = time.monotonic(), self.epoch
 
     @property
@@ -309,7 +309,7 @@ class Run:
     def _resume(self) -> None:
         if not self._file.exists():
             return
-        meta, tensors = checkpoint.read_checkpoint(self._file)
+        meta, tensors = read_checkpoint(self._file)
         with explained(f"{self._file} is no state of a run", "delete it and run again"):
             check_same(meta, self._meta(), self._file)
             self.replica.load(State(**tensors))
