@@ -25,6 +25,7 @@ from saddlebook.data.sources import CLASS_NAMES
 from saddlebook.figures import spectra, sweeps
 from saddlebook.findings import (
     claims,
+    edges,
     hypotheses,
     report,
     spectra_claims,
@@ -41,8 +42,6 @@ found = gather.gather(
 )
 every = [record for some in found.values() for record in some]
 seen = list({record.key: record for record in every}.values())
-
-# %% tags=["remove-input"]
 page.claim(
     "SAM with a large radius escapes the saddles of rare classes, and so "
     "raises their accuracy",
@@ -79,17 +78,15 @@ figures.show(
     ),
     f"Every run of CE+DRW under every knob, weight decays together. {sweeps.setting_or_none(seen)}",
 )
+away = hypotheses.distances(studies.one_curve(seeds=(0,)), studies.SEEDS)
+told = [f"{part.name} {claims.measured(part, seen)}" for part in away]
+page.value("after_the_fact", "; ".join(told))
 
 # %% [markdown]
 # A line in the logarithm of the loss, fitted to SGD's weight decays alone, predicts the
 # other knobs so (tail accuracy minus prediction, points, mean with 95 % interval over
 # seeds): {glue:text}`after_the_fact`. Large radii of SAM fall far below it: there the
 # network no longer fits the rest of the data either.
-
-# %% tags=["remove-input"]
-away = hypotheses.distances(studies.one_curve(seeds=(0,)), studies.SEEDS)
-told = [f"{part.name} {claims.measured(part, seen)}" for part in away]
-page.value("after_the_fact", "; ".join(told))
 
 # %% [markdown]
 # ## The test
@@ -209,6 +206,7 @@ figures.show(
 page.judged(
     optimised, "Adam and SignSGD minus SGD, points, 95 % t-intervals"
 )
+page.value("counts_steps", claims.counts(optimised))
 
 # %% [markdown]
 # ## A matter of how many images?
@@ -235,16 +233,77 @@ figures.show(
     "One class, one network a seed, last epoch: what is reported as published depends on "
     "how many images there are. SGD, CE+DRW.",
 )
-
-# %% tags=["remove-input"]
 page.judged(
     fewer_found,
     "Differences of abs(λmin/λmax) of class 0, 95 % t-intervals",
 )
+page.value("counts_images", claims.counts(fewer_found))
+
+# %% [markdown]
+# ## Far from any saddle: the edge
+#
+# A rival to saddles that needs none. On a quadratic of curvature $\lambda$, SAM's gradient
+# is that of SGD times $1+\rho\lambda/\|g\|$, and steps of size $\eta$ with momentum
+# $\beta$ leave the minimum where
+#
+# $$\eta\lambda\,(1 + \rho\lambda/\|g\|) > 2(1+\beta).$$
+#
+# The $\lambda$ of equality is the *edge*. Descent on the whole data settles there
+# {cite:p}`cohen2021edge`; SAM's edge is lower, so it would be driven from sharp minima long
+# before any saddle {cite:p}`long2024edge`. Does training settle at its edge? Measured at
+# twelve epochs over the seven radii: the largest eigenvalue of the whole training loss, as
+# it is in that epoch but without weight decay, on clean images in eval mode; and
+# $\|g\|$, the mean over augmented batches in train mode. Hypotheses on seeds 5 to 9,
+# written before these runs, about means over the second half of the epochs before
+# re-weighting, in doublings (a factor of two): SGD (b1) and SAM at every radius (b2) settle
+# within half a doubling of their edge; beside SGD, each radius lowers $\lambda_{\max}$ as
+# it lowers the edge, within half a doubling (b3); at the paper's radius it is less than half
+# of SGD's (b4).
 
 # %% tags=["remove-input"]
-page.value("counts_steps", claims.counts(optimised))
-page.value("counts_images", claims.counts(fewer_found))
+sharp = gather.gather(page, "edge")["edge"]
+sharp_found = gather.verdicts(page, edges.edge_family())
+figures.show(
+    sweeps.plot_edges(edges.edge_table(sharp)),
+    "Sharpness of the total loss and the edge that the step size, the radius and the batch "
+    "gradient predict; after the switch the step size falls a hundredfold and the edge "
+    f"rises as much. {sweeps.setting_or_none(sharp)}",
+)
+page.judged(
+    sharp_found,
+    "Doublings of λmax above its edge (b1, b2), the same minus SGD's (b3), and of λmax "
+    "over SGD's (b4), 95 % t-intervals",
+)
+page.value("counts_edge", claims.counts(sharp_found))
+
+# %% [markdown]
+# The noise of small batches is not in the formula, and a batch has sharper directions than
+# the whole: SGD may settle below its edge for that reason alone. Batch norm is measured in
+# eval mode and steps are taken in train mode.
+#
+# ## Where rare classes' gradients point
+#
+# The Hessian has about as many outliers as there are classes, and gradients lie largely in
+# their eigenvectors {cite:p}`gurari2018tiny`: the directions that are steep, and that the
+# step size keeps in check. How much of each class's gradient (its squared norm) lies in the
+# ten highest? On the network before re-weighting, on the same network with the class
+# weights on, and at the end. Hypotheses, as above: more of the tail's at the end than
+# before, with SGD (e1) and with SAM (e2); before re-weighting, more with SAM than with SGD
+# (e3); and the weights alone raise it (e4).
+
+# %% tags=["remove-input"]
+turned_found = gather.verdicts(page, edges.outlier_family())
+figures.show(
+    sweeps.plot_shares(edges.share_table(sharp)),
+    "Share of each class's gradient in the ten highest eigenvectors of the total loss's "
+    f"Hessian; class 0 is the largest. {sweeps.setting_or_none(sharp)}",
+)
+page.judged(
+    turned_found,
+    "Share of the tail's gradients in the ten highest eigenvectors, differences in percent "
+    "points, 95 % t-intervals",
+)
+page.value("counts_outliers", claims.counts(turned_found))
 
 # %% [markdown]
 # ## What could be wrong
@@ -258,7 +317,8 @@ page.value("counts_images", claims.counts(fewer_found))
 # ## Summary and exercises
 #
 # Three hypotheses on one curve: {glue:text}`counts`. Two on Adam and SignSGD:
-# {glue:text}`counts_steps`. Three on the number of images: {glue:text}`counts_images`.
+# {glue:text}`counts_steps`. Three on the number of images: {glue:text}`counts_images`. Four
+# on the edge: {glue:text}`counts_edge`. Four on rare gradients: {glue:text}`counts_outliers`.
 #
 # 1. In `studies.one_curve` the line has four weight decays. Fit it to three. Which knob
 #    moves most?

@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from saddlebook import models
 from saddlebook.curvature import hessian
 from saddlebook.curvature.modes import MODES
-from saddlebook.data import Dataset, padding, resize
+from saddlebook.curvature.problem import Problem
+from saddlebook.curvature.spectrum import rounded
+from saddlebook.data import Dataset, normalise, padding, resize
 from saddlebook.disk.files import (
     read_checkpoint,
     read_whole,
@@ -27,12 +30,21 @@ from saddlebook.disk.files import (
 from saddlebook.disk.provenance import curvature_digest, is_current, numerics_digest
 from saddlebook.errors import CorruptError, Stopped, explained
 from saddlebook.experiment import Experiment
-from saddlebook.train.run import Task, objective, prepare
+from saddlebook.train.run import (
+    Task,
+    batch_gradient_norms,
+    objective,
+    prepare,
+    scheduled,
+    total_loss,
+)
 
 Progress = Callable[[int, int, str], None]  # done, in all, what is under way
 _STEPS = 100  # as published; the corrected modes stop at the accuracy below
 _QUICK_STEPS = 12  # enough to show the machinery
 _RTOL = 0.01
+_TOTAL_RTOL = 0.05  # of the total loss's λmax: the figure is logarithmic
+_OUTLIERS = 10  # as many as there are classes
 # Of the largest class, by mode; a view more costs a released mode a redraw, the mean
 # over all views a product of each
 HEAD_IMAGES = {
@@ -51,11 +63,17 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     released, and for a few classes the 2×2 table of causes, frozen augmentations, batch
     statistics, held-out images, and the largest class cut to the size of the rarest.
 
-    With the plan ``head_images``: the largest class cut to ``HEAD_IMAGES``.
+    With the plan ``head_images``: the largest class cut to ``HEAD_IMAGES``. With
+    ``total``, at every epoch: λmax of the loss over all training images and the norm of
+    a batch's gradient. With ``outliers`` also its ten highest eigenvectors, and the
+    share of each class's gradient in them, before re-weighting, with the weights of the
+    epoch after that on the same network, and after the last epoch.
     """
     epochs = experiment.spectra_at
     if not epochs:
         return []
+    if experiment.spectra_plan in ("total", "outliers"):
+        return _total_plan(experiment)
     if experiment.spectra_plan == "head_images":
         return [
             _item(epoch, 0, mode, images=count)
@@ -87,9 +105,18 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     ]
 
 
+def _total_plan(experiment: Experiment) -> list[dict[str, Any]]:
+    epochs, switch = experiment.spectra_at, experiment.drw_epoch
+    found = [(epoch, "total") for epoch in epochs]
+    if experiment.spectra_plan == "outliers":
+        found += [(e, "outliers") for e in epochs if e in (switch, epochs[-1])]
+        found += [(e, "outliers_reweighted") for e in epochs if e == switch]
+    return [_item(epoch, None, "clean") | {"mode": mode} for epoch, mode in found]
+
+
 def _item(
     epoch: int,
-    class_: int,
+    class_: int | None,
     mode: str,
     *,
     held_out: bool = False,
@@ -99,7 +126,7 @@ def _item(
 ) -> dict[str, Any]:
     """One measurement of a class that is cut to ``images``, or to the size of ``cut``.
 
-    ``cut`` names a class; ``seed`` draws the images.
+    ``cut`` names a class; ``seed`` draws the images. The class None is all of them.
     """
     name = mode + ("_held_out" if held_out else "") + (f"_cut{seed}" if cut else "")
     name += f"_of{images}" if images else ""
@@ -182,7 +209,8 @@ def _ticking(
 def _size(experiment: Experiment, task: Task, item: Mapping[str, Any]) -> int:
     """Products of single images that a measurement takes, about."""
     labels = task.test_labels if item["held_out"] else task.labels
-    count = int((labels == item["class"]).sum())
+    whole = item["class"] is None
+    count = len(labels) if whole else int((labels == item["class"]).sum())
     count = min(count, item["limit"] or count)
     if MODES[item["of"]].images == "all":
         count *= 2 * (2 * padding(experiment.image_size) + 1) ** 2
@@ -195,6 +223,8 @@ def _steps(experiment: Experiment) -> int:
 
 def _share(item: Mapping[str, Any]) -> float:
     """Part of the steps that will be done; the released recurrence does all."""
+    if item["mode"] == "total":
+        return 0.05
     return 1.0 if MODES[item["of"]].beta else 0.3
 
 
@@ -238,6 +268,8 @@ def _measured(
     item: Mapping[str, Any],
     tick: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
+    if item["class"] is None:
+        return _measured_total(experiment, task, model, item, tick)
     images, labels = task.images, task.labels
     if item["held_out"]:
         images, labels = held_out, task.test_labels
@@ -260,10 +292,50 @@ def _measured(
     return result | {"mode": item["mode"]}
 
 
+def _measured_total(
+    experiment: Experiment,
+    task: Task,
+    model: nn.Module,
+    item: Mapping[str, Any],
+    tick: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
+    """Highest eigenvalues of the total loss, and what SAM's step makes of them."""
+    epoch, mode = item["epoch"], item["mode"]
+    lr, rho, _ = scheduled(experiment, epoch)
+    loss = total_loss(experiment, task.class_counts, epoch + mode.endswith("weighted"))
+    images, labels = normalise(task.images), task.labels
+    found = hessian.find_outliers(
+        Problem(model, loss, images, labels),
+        1 if mode == "total" else _OUTLIERS,
+        rtol=_TOTAL_RTOL if mode == "total" else _RTOL,
+        steps=_steps(experiment),
+        progress=tick,
+    )
+    told: dict[str, Any] = {
+        "lr": lr, "rho": rho,
+        "lambda_max": found.values[0], "lambda_max_bound": found.bounds[0],
+    }  # fmt: skip
+    if mode == "total":
+        norms = np.array(batch_gradient_norms(experiment, task, model, epoch))
+        told |= {"batch_gradient_norm": norms.mean(), "batch_gradient_sd": norms.std()}
+    else:
+        plain = class_loss(experiment, task.class_counts)
+        gradients = hessian.class_gradients(model, plain, images, labels)
+        shares = hessian.shares_within(found.vectors, gradients)
+        told |= {"values": np.array(found.values), "bounds": np.array(found.bounds)}
+        told |= {"gradient_norms": gradients.norm(dim=1).numpy()}
+        told |= {"shares": shares.numpy()}
+    kept = {name: item[name] for name in ("class", "epoch", "mode", "limit")}
+    kept |= {"images": len(task.labels), "steps": found.steps}
+    return kept | {name: rounded(value) for name, value in told.items()}
+
+
 def limit(
     experiment: Experiment, class_counts: Sequence[int], item: Mapping[str, Any]
 ) -> int | None:
     """Most images of a measurement: of its own, of the class cut to, and allowed."""
+    if item["class"] is None:
+        return None  # of all images, or it would be another loss
     cut = None if item["cut"] is None else class_counts[item["cut"]]
     return min(
         filter(None, (cut, item["images"], experiment.spectra_images)), default=None

@@ -35,9 +35,10 @@ def measuring_work(experiment: Experiment) -> float:
     """Of all spectra of its plan."""
     counts, total = _counts(experiment), 0.0
     for item in measure.spectra_plan(experiment):
-        whole = counts[item["class"]]
+        whole = sum(counts) if item["class"] is None else counts[item["class"]]
         images = min(whole, measure.limit(experiment, counts, item) or whole)
-        total += images * _STEPS * (1 if item["of"] == "clean" else 2)
+        steps = _STEPS if item["mode"] != "total" else _STEPS / 10
+        total += images * steps * (1 if item["of"] == "clean" else 2)
     return _PRODUCT * total
 
 

@@ -134,7 +134,7 @@ class Record:
     def _check_spectra(self) -> None:
         for spectrum in self.spectra:
             _require(
-                spectrum.get("class") in range(self.experiment.num_classes)
+                spectrum.get("class", -1) in (None, *range(self.experiment.num_classes))
                 and spectrum.get("epoch") in self.experiment.spectra_at
                 and isinstance(spectrum.get("mode"), str),
                 "a spectrum is of no class, epoch or mode of this experiment",

@@ -158,7 +158,11 @@ def test_scaling_keeps_the_question(scale):
             assert (small.precision, small.spectra_images) == ("fp32", None)
             assert (small.rho > 0) == (full.rho > 0)
             assert bool(small.spectra_at) == bool(full.spectra_at)
-            assert set(small.spectra_at) <= set(small.milestones)
+            for end in ("drw_epoch", "epochs"):
+                measured = [getattr(e, end) in e.spectra_at for e in (full, small)]
+                assert measured[0] == measured[1]
+            if small.spectra_plan not in ("total", "outliers"):  # the figure's stages
+                assert set(small.spectra_at) <= set(small.milestones)
 
 
 def test_lite_maps_radius_and_schedule_as_documented():

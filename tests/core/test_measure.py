@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from saddlebook import data, measure, runner
 from saddlebook.curvature import hessian
@@ -15,7 +16,7 @@ from saddlebook.experiment import Experiment
 from saddlebook.findings import tables
 from saddlebook.scales import at_scale
 from saddlebook.train import train
-from saddlebook.train.run import prepare
+from saddlebook.train.run import batch_gradient_norms, prepare
 
 TINY = Experiment(
     scale="quick", dataset="digits", max_count=20, imbalance_factor=4.0, image_size=8,
@@ -90,6 +91,89 @@ def test_the_largest_class_is_measured_on_ever_fewer_of_its_images():
         for count in (25, 50)
     ]
     assert tables.split("as_published_of25") == ("as_published", "of")
+
+
+def test_the_total_loss_is_measured_at_every_epoch_and_its_vectors_at_the_switch():
+    names = {"total": [(2, "total"), (3, "total")]}
+    names["outliers"] = [
+        *names["total"], (2, "outliers"), (3, "outliers"), (2, "outliers_reweighted")
+    ]  # fmt: skip
+    for plan, wanted in names.items():
+        items = measure.spectra_plan(replace(TINY, spectra_plan=plan))
+        assert [(i["epoch"], i["mode"]) for i in items] == wanted
+        assert {i["class"] for i in items} == {None}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "mode", "weighted"),
+    [(2, "outliers", False), (2, "outliers_reweighted", True), (3, "outliers", True)],
+)
+def test_outliers_and_shares_are_those_of_the_dense_hessian(
+    digits, epoch, mode, weighted
+):
+    exp = replace(TINY, scale="lite", spectra_plan="outliers")
+    task = prepare(exp, digits)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.AvgPool2d(4), nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Tanh(),
+        nn.Linear(6, 10),
+    ).double().eval()  # fmt: skip
+    item = measure._item(epoch, None, "clean") | {"mode": mode, "limit": None}
+    found = measure._measured(exp, task, task.test_images, model, item)
+
+    images, labels = normalise(task.images).double(), task.labels
+    names, params = zip(*model.named_parameters(), strict=True)
+    flat = torch.cat([p.detach().flatten() for p in params])
+    counts = torch.tensor(task.class_counts).double()
+    weight = (1 - exp.beta) / (1 - exp.beta**counts) if weighted else counts**0
+
+    def nats(vector):
+        parts = vector.split([p.numel() for p in params])
+        shaped = {n: v.view_as(p) for n, v, p in zip(names, parts, params, strict=True)}
+        logits = torch.func.functional_call(model, shaped, (images,))
+        return -logits.log_softmax(1)[range(len(labels)), labels]
+
+    def total(vector):
+        return (weight[labels] * nats(vector)).sum() / weight[labels].sum()
+
+    values, vectors = torch.linalg.eigh(torch.autograd.functional.hessian(total, flat))
+    top = values.flip(0)[:10]
+    slopes = torch.autograd.functional.jacobian(nats, flat)
+    gradients = torch.stack([slopes[labels == c].mean(0) for c in range(10)])
+    inside = (gradients @ vectors[:, -10:]).square().sum(1)
+    shares = inside / gradients.square().sum(1)
+    off = (torch.tensor(found["values"]) - top).abs()
+    assert (off <= torch.tensor(found["bounds"]) + 1e-5 * top[0]).all()
+    assert found["lambda_max"] == pytest.approx(float(top[0]), rel=0.01)
+    assert found["shares"] == pytest.approx(shares.tolist(), abs=0.01)
+    norms = gradients.norm(dim=1).tolist()
+    assert found["gradient_norms"] == pytest.approx(norms, rel=1e-4)
+
+
+def test_the_batch_gradient_is_that_of_the_next_step_of_the_run(digits, tmp_path):
+    """One batch an epoch, no momentum, no decay: a step is −η·g.
+
+    Weights of an epoch that nobody asked for before make the run train again.
+    """
+    plain = replace(
+        TINY, epochs=6, drw_epoch=4, batch_size=512, momentum=0.0, weight_decay=0.0,
+        spectra_at=(), precision="fp64",
+    )  # fmt: skip
+    (before,) = train([plain], digits, tmp_path)
+    exp = replace(plain, spectra_at=(3, 4), spectra_plan="total")
+    (after,) = train([exp], digits, tmp_path)
+    assert 3 in set(after.weights) - set(before.weights)
+    assert after.history == before.history
+    task = prepare(exp, digits)
+    three, four = (read_checkpoint(after.weights[epoch])[1] for epoch in (3, 4))
+    model = measure.load_model(exp, after.weights[3]).double()
+    steps = [(four[n] - p.detach()).norm() for n, p in model.named_parameters()]
+    far = float(torch.stack(steps).norm()) / exp.lr
+    assert batch_gradient_norms(exp, task, model, 3) == pytest.approx([far], rel=1e-5)
+    assert not model.training
+    for name, kept in model.named_buffers():
+        if name in three:
+            assert torch.allclose(kept, three[name], rtol=1e-6)
 
 
 def test_exported_weights_give_the_trained_network_back(digits, trained):

@@ -11,7 +11,7 @@ import pytest
 from worlds import FAMILY, as_the_poster, made, world
 
 from saddlebook import studies
-from saddlebook.findings import claims, hypotheses, readme, spectra_claims
+from saddlebook.findings import claims, edges, hypotheses, readme, spectra_claims
 from saddlebook.scales import at_scale
 from saddlebook.store import Store
 
@@ -139,7 +139,7 @@ def test_every_hypothesis_stands_in_the_docstring_of_a_study():
     stated = re.findall(r"Hypothesis \((\w+)\)", texts)
     families = (
         hypotheses.wider, hypotheses.curve_family, hypotheses.adaptive_family,
-        spectra_claims.images_family,
+        spectra_claims.images_family, edges.edge_family, edges.outlier_family,
     )  # fmt: skip
     later = [claim.name for family in families for claim in family().claims]
     assert sorted(stated) == sorted([*FAMILY, "ii", *later])

@@ -18,7 +18,7 @@ MAY = {
     "curvature": {"core", "disk", "data"},
     "runs": {"core", "disk", "data", "train", "curvature"},
     "theory": {"core", "curvature"},
-    "findings": {"core", "disk", "data", "curvature", "runs"},
+    "findings": {"core", "disk", "data", "curvature", "runs", "theory"},
 }
 MAY["figures"] = MAY["findings"] | {"findings", "theory"}
 MAY["book"] = MAY["command"] = MAY["figures"] | {"train", "figures"}

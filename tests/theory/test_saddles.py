@@ -120,6 +120,28 @@ def test_the_edges_are_where_the_multiplier_leaves_the_unit_circle() -> None:
     assert escapes.stable_curvature(0.1) == pytest.approx(20)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+@pytest.mark.parametrize("rho", [0.0, 0.3])
+def test_heavy_ball_sam_on_a_quadratic_turns_unstable_at_the_edge(beta, rho) -> None:
+    """SAM's own step, ‖g‖ from another direction: x stays at 0.99, leaves at 1.01."""
+    eta, norm = 0.1, 0.7
+    for factor, stays in ((0.99, True), (1.01, False)):
+        lam = factor * escapes.stable_curvature(eta, rho, beta, norm)
+        place, speed = np.array([1e-9, 0.0]), np.zeros(2)
+
+        def slope(at, lam=lam):  # of λx²/2 + ‖g‖·z
+            return np.array([lam * at[0], norm])
+
+        for _ in range(2000):
+            g = slope(place)
+            climbed = slope(place + rho * g / np.linalg.norm(g))
+            speed = beta * speed + climbed
+            place = place - eta * speed
+            if abs(place[0]) > 1e-3:
+                break
+        assert (abs(place[0]) < 1e-9) == stays
+
+
 # --- against walkers
 
 

@@ -1,7 +1,7 @@
 """Tabulates and draws accuracy over a swept setting, and beside printed numbers.
 
 Tables have one row per run. Accuracies are test accuracies after the last epoch, in
-percent; printed numbers come from ``report``.
+percent; printed numbers come from ``report``. Last, how sharp the loss is over radii.
 """
 
 from __future__ import annotations
@@ -14,10 +14,19 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from saddlebook import studies
-from saddlebook.experiment import Experiment
-from saddlebook.figures.style import BLUE, COLOURS, INK, ORANGE, TEAL, panels, styled
+from saddlebook.figures.spectra import empty, legend_once
+from saddlebook.figures.style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    INK,
+    ORANGE,
+    TEAL,
+    panels,
+    styled,
+)
 from saddlebook.figures.widgets import Widget
-from saddlebook.findings import report
+from saddlebook.findings import edges, report
 from saddlebook.scales import at_scale
 
 if TYPE_CHECKING:
@@ -153,14 +162,6 @@ def _named(ax: Axes, x: str, y: str, told: Sequence[str]) -> Axes:
     return ax
 
 
-def published(experiment: Experiment) -> float:
-    """The paper-scale radius of a run; its own where the ablation does not have it."""
-    for full in studies.rho_ablation(seeds=(0,)):
-        if at_scale(full, experiment.scale).rho == experiment.rho:
-            return full.rho
-    return experiment.rho
-
-
 def setting_or_none(records: Sequence[Record]) -> str:
     """What all records share, for captions; or that there are none."""
     return report.setting(records) if records else "not run yet"
@@ -251,7 +252,7 @@ def explorer(
 def points(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What the explorer shows of runs: radius, seed, accuracies of the groups."""
     return [
-        {"rho": r.experiment.rho, "published": published(r.experiment)}
+        {"rho": r.experiment.rho, "published": edges.published(r.experiment)}
         | {"seed": r.experiment.seed}
         | {group: round(value, 2) for group, value in r.accuracy._asdict().items()}
         for r in records
@@ -351,3 +352,75 @@ def plot_strips(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.legend(handlelength=1.5)
     ax.set_label(f"Accuracy by method: {'; '.join(told) or 'not run yet'}.")
     return ax
+
+
+@styled
+def plot_edges(table: pd.DataFrame, radii: Sequence[float] = (0.0, 0.5, 1.3)) -> Axes:
+    """λmax of the total loss and its edge: through training, then over all radii.
+
+    The last panel has a point per run, means over the epochs where λmax has settled.
+
+    Args:
+        table: From ``edges.edge_table``; may be empty.
+        radii: Of the panels through training, at the paper's scale.
+    """
+    axes = panels(len(radii) + 1, height=2.9)
+    for ax, radius in zip(axes, radii, strict=False):
+        part = table[table["published"] == radius]
+        ax.set_title(f"ρ = {part['rho'].max():g}" if len(part) else f"ρ = {radius:g}")
+        _draw_edge(ax, part)
+    _draw_settled(axes[-1], table[table["settled"]])
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel("λmax of the total loss")
+    legend_once(axes[:-1])
+    return axes[0]
+
+
+def _draw_edge(ax: Axes, part: pd.DataFrame) -> None:
+    if part.empty:
+        empty(ax)
+        return
+    ax.plot(part["epoch"], part["lambda_max"], "o", color=BLUE, markersize=3, alpha=0.5)
+    means = part.groupby("epoch")[["lambda_max", "edge"]].mean()
+    ax.plot(means.index, means["lambda_max"], "-o", color=BLUE, label="measured")
+    ax.plot(means.index, means["edge"], "--", color=ORANGE, label="edge")
+    ax.set_xlabel("epoch")
+    ends = means.iloc[[0, -1]]
+    told = [f"{name} {v.iloc[0]:.3g} to {v.iloc[1]:.3g}" for name, v in ends.items()]
+    ax.set_label(f"through training: {', '.join(told)}.")
+
+
+def _draw_settled(ax: Axes, table: pd.DataFrame) -> None:
+    ax.set_title("all radii")
+    if table.empty:
+        empty(ax)
+        return
+    means = table.groupby(["published", "seed"])[["edge", "lambda_max"]].mean()
+    ax.plot(means["edge"], means["lambda_max"], "D", color=TEAL, markersize=3.5)
+    ends = [means["edge"].min(), means["edge"].max()]
+    ax.plot(ends, ends, "--", color=GREY)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xlabel("edge")
+    told = [f"{m['lambda_max']:.3g} at {m['edge']:.3g}" for _, m in means.iterrows()]
+    ax.set_label(f"λmax at each edge: {', '.join(told)}.")
+
+
+@styled
+def plot_shares(table: pd.DataFrame) -> Axes:
+    """Share of each class's gradient in the ten top eigenvectors, a panel a method.
+
+    Args:
+        table: From ``edges.share_table``; may be empty.
+    """
+    axes = panels(2, height=3.0)
+    for ax, method in zip(axes, ("CE+DRW", "CE+DRW+SAM"), strict=True):
+        part = table[table["method"] == method]
+        named = part.assign(when=part["when"].map(edges.WHEN))
+        names = ("class", "gradient in ten eigenvectors (%)" if ax is axes[0] else " ")
+        plot_curve(named, "class", "share", "when", names=names, ax=ax)
+        ax.set_title(method)
+        if legend := ax.get_legend():
+            legend.remove()
+    legend_once(axes)
+    return axes[0]

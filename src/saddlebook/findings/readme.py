@@ -17,6 +17,7 @@ import pandas as pd
 from saddlebook.errors import UsageError
 from saddlebook.findings import (
     claims,
+    edges,
     hypotheses,
     inference,
     report,
@@ -35,7 +36,7 @@ FAMILIES = (
     hypotheses.main_table, hypotheses.baselines, hypotheses.gap,
     spectra_claims.curvature_family, spectra_claims.schedule_family, hypotheses.five,
     hypotheses.wider, hypotheses.curve_family, hypotheses.adaptive_family,
-    spectra_claims.images_family,
+    spectra_claims.images_family, edges.edge_family, edges.outlier_family,
 )  # fmt: skip
 _ASKED = FAMILIES[FAMILIES.index(hypotheses.five) :]
 _TAIL = (7, 8, 9)

@@ -69,7 +69,7 @@ def train(
     """
     _check_alike(experiments)
     task = prepare(experiments[0], dataset, device)
-    runs = [Run(e.training, task, folder, device) for e in experiments]
+    runs = [Run(e.training, task, folder, device, e.spectra_at) for e in experiments]
     graphs = CudaGraphs() if torch.device(device).type == "cuda" else None
     together = SideBySide(graphs)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from saddlebook import data, losses, models, schedules
 from saddlebook.disk.files import read_checkpoint, save_checkpoint
 from saddlebook.errors import CorruptError, NumericalError, explained
 from saddlebook.experiment import Experiment
+from saddlebook.optim import frozen_statistics
 from saddlebook.train.engine import Hyper, Objective, Replica, State
 from saddlebook.train.graphs import Lane, Report
 
@@ -140,6 +141,73 @@ def scheduled(experiment: Experiment, epoch: int) -> tuple[float, float, bool]:
     return lr, rho, on
 
 
+def epoch_weights(
+    experiment: Experiment, class_counts: Sequence[int], epoch: int
+) -> Tensor:
+    """Class weights of the training loss in an epoch; ones where it has none. [C]"""
+    on = scheduled(experiment, epoch)[2]
+    beta = experiment.beta if on else 0.0  # 0: all weights are 1
+    return losses.class_weights(class_counts, beta, torch.float64)
+
+
+def epoch_images(
+    experiment: Experiment, task: Task, epoch: int
+) -> tuple[Tensor, Tensor]:
+    """Training images of an epoch in order, cropped, flipped, normalised; labels."""
+    device, size = task.images.device, experiment.image_size
+    plan = data.epoch_plan(experiment.seed, epoch, len(task.images), size)
+    order = plan.order.to(device)
+    offsets, flips = plan.offsets.to(device), plan.flips.to(device)
+    crops = data.crop_flip(task.images[order], offsets[order], flips[order])
+    return normalised(experiment, crops), task.labels[order]
+
+
+def total_loss(
+    experiment: Experiment, class_counts: Sequence[int], epoch: int
+) -> Callable[..., Tensor]:
+    """The training loss of an epoch as a mean over all images, without weight decay.
+
+    Training divides by the sum of the weights of a *batch*; this divides by that of all
+    images, so that parts of the data add up to the whole.
+    """
+    whole = objective(experiment, class_counts)
+    weight = epoch_weights(experiment, class_counts, epoch)
+    counts = torch.tensor(class_counts, dtype=weight.dtype)
+    mean = float(weight @ counts / counts.sum())
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        each = weight.to(logits)
+        value = whole(logits, targets, each)
+        if experiment.loss == "focal":  # divides by no weights
+            return value
+        return value * each[targets].mean() / mean
+
+    return loss
+
+
+def batch_gradient_norms(
+    experiment: Experiment, task: Task, model: torch.nn.Module, epoch: int
+) -> list[float]:
+    """‖g‖ by which SAM would divide in each step of the epoch after ``epoch``.
+
+    Batches and views are those of the run, batch norm is in train mode; the weights
+    stand still, and the loss is that of ``epoch``. Without weight decay, as in SAM.
+    """
+    params = list(model.parameters())
+    whole = objective(experiment, task.class_counts).like(params[0])
+    weight = epoch_weights(experiment, task.class_counts, epoch).to(params[0])
+    images, labels = epoch_images(experiment, task, epoch + 1)
+    size, found = experiment.batch_size, []
+    model.train()
+    with frozen_statistics(model):
+        for some, targets in zip(images.split(size), labels.split(size), strict=True):
+            loss = whole(model(some.to(params[0])), targets, weight)
+            parts = torch.autograd.grad(loss, params)
+            found.append(float(torch.cat([g.flatten() for g in parts]).norm()))
+    model.eval()
+    return found
+
+
 def class_means(values: Tensor, labels: Tensor) -> Tensor:
     """Mean of ``values`` [N] over the images of each class, [C]."""
     counts = torch.bincount(labels)
@@ -179,24 +247,34 @@ class Outcome:
 
 
 class Run:
-    """One experiment in training: its replica, its history, its files."""
+    """One experiment in training: its replica, its history, its files.
+
+    Args:
+        experiment: What is trained; nothing is measured in it.
+        task: Its images.
+        folder: Of all runs.
+        device: Torch device.
+        exports: Epochs whose weights are kept besides the milestones.
+    """
 
     def __init__(
-        self, experiment: Experiment, task: Task, folder: Path, device: str
+        self,
+        experiment: Experiment,
+        task: Task,
+        folder: Path,
+        device: str,
+        exports: Sequence[int] = (),
     ) -> None:
         self.experiment, self.task = experiment, task
+        self._exports = exports
         self.folder = folder / f"{experiment.slug}"
         self.replica = build_replica(experiment, task.class_counts, device)
         self.lane = Lane(
             self.replica, len(task.labels), task.test_images, task.test_labels
         )
-        self.device = device
         self.history: list[dict[str, Any]] = []
         self.epoch, self.seconds, self.resumes = 0, 0.0, 0
         self._saved_at, self._saved_epoch = time.monotonic(), 0
-        self._weights = losses.class_weights(
-            task.class_counts, experiment.beta, torch.float64
-        )
         self._resume()
         self._good = self._copy()
 
@@ -216,7 +294,8 @@ class Run:
         epoch = self.epoch + 1
         self.replica.model.train()
         self.replica.begin_epoch(epoch)
-        self.lane.begin(*self._augmented(epoch), self._hyper(epoch))
+        images, labels = epoch_images(self.experiment, self.task, epoch)
+        self.lane.begin(images, labels, self._hyper(epoch))
 
     def end(self, report: Report, seconds: float, save_every: float) -> dict[str, Any]:
         """Take over a trained epoch; export and save if due."""
@@ -228,24 +307,16 @@ class Run:
             self.history.append(row)
         self.epoch, self._good = epoch, self._copy()
         self.seconds += seconds
-        if epoch in exp.milestones:
+        if epoch in (*exp.milestones, *self._exports):
             save_checkpoint(self.weights_file(epoch), self._meta(), self._exported())
         if epoch == exp.epochs or time.monotonic() - self._saved_at > save_every:
             self.save()
         return row
 
-    def _augmented(self, epoch: int) -> tuple[Tensor, Tensor]:
-        task, exp = self.task, self.experiment
-        plan = data.epoch_plan(exp.seed, epoch, len(task.images), exp.image_size)
-        order = plan.order.to(self.device)
-        offsets, flips = plan.offsets.to(self.device), plan.flips.to(self.device)
-        crops = data.crop_flip(task.images[order], offsets[order], flips[order])
-        return normalised(exp, crops), task.labels[order]
-
     def _hyper(self, epoch: int) -> Hyper:
         like = self.replica.weights
-        lr, rho, on = scheduled(self.experiment, epoch)
-        weight = self._weights if on else torch.ones_like(self._weights)
+        lr, rho, _ = scheduled(self.experiment, epoch)
+        weight = epoch_weights(self.experiment, self.task.class_counts, epoch)
         return Hyper(
             torch.tensor(lr, dtype=like.dtype, device=like.device),
             torch.tensor(rho, dtype=like.dtype, device=like.device),
@@ -263,7 +334,8 @@ class Run:
 
     def outcome(self, side_by_side: int) -> Outcome:
         """Everything a record needs, after the last epoch."""
-        files = {e: self.weights_file(e) for e in self.experiment.milestones}
+        kept = sorted({*self.experiment.milestones, *self._exports})
+        files = {epoch: self.weights_file(epoch) for epoch in kept}
         return Outcome(
             self.history,
             self.class_losses(),
@@ -312,12 +384,18 @@ class Run:
         meta, tensors = read_checkpoint(self._file)
         with explained(f"{self._file} is no state of a run", "delete it and run again"):
             check_same(meta, self._meta(), self._file)
+            if self._lacks_exports(meta["epoch"]):
+                return  # trained before anyone asked for them: once more
             self.replica.load(State(**tensors))
             self.history, self.epoch = meta["history"], meta["epoch"]
             self.seconds, self.resumes = meta["seconds"], meta["resumes"]
         self._saved_epoch = self.epoch
         if self.epoch < self.experiment.epochs:
             self.resumes += 1
+
+    def _lacks_exports(self, epoch: int) -> bool:
+        due = [e for e in self._exports if 0 < e <= epoch]
+        return not all(self.weights_file(e).exists() for e in due)
 
     def _check_finite(self, report: Report) -> None:
         if report.finite and math.isfinite(report.loss):
