@@ -11,19 +11,16 @@ from saddlebook.book import notebooks
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = notebooks.entries(ROOT)
-# One visit a page and theme serves all: keep them in one process
+# One visit a page serves all: keep them in one process
 pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(entry, theme) for entry in ENTRIES for theme in ("light", "dark")],
-    ids=lambda param: " ".join(param),
-)
+@pytest.fixture(scope="module", params=enumerate(ENTRIES), ids=lambda param: param[1])
 def visit(request, site, server, browser):
-    """Each page light from the disk, and dark from a server."""
-    entry, theme = request.param
-    home = site.as_uri() if theme == "light" else server
+    """The pages in turn from the disk and a server, and in turn light and dark."""
+    number, entry = request.param
+    home = server if number % 2 else site.as_uri()
+    theme = ("light", "dark")[number // 2 % 2]
     visit = Visit(browser, f"{home}/{entry}.html", theme)
     visit.home = home
     yield visit
@@ -59,7 +56,8 @@ def test_formulas_are_typeset_and_values_filled_in(visit):
     assert not re.search(r"\bnan\b|\bundefined\b|\[\?\]", text)
 
 
-_FAINT = """() => {
+_FAINT = """(theme) => {
+  document.documentElement.dataset.theme = theme;
   document.querySelectorAll("details").forEach((el) => { el.open = true; });
   const channel = (c) =>
     (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
@@ -99,10 +97,12 @@ _FAINT = """() => {
 }"""
 
 
-def test_all_text_and_every_mark_of_a_widget_can_be_read(visit):
-    looked, faint = visit.page.evaluate(_FAINT)
-    assert looked > 10
-    assert faint == []
+def test_all_text_and_every_mark_of_a_widget_can_be_read_in_both_themes(visit):
+    other = {"light": "dark", "dark": "light"}[visit.theme]
+    for theme in (other, visit.theme):
+        looked, faint = visit.page.evaluate(_FAINT, theme)
+        assert looked > 10
+        assert faint == [], theme
 
 
 _CUT = """() => {
