@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
@@ -89,6 +90,27 @@ def test_a_chapter_that_stops_on_the_way_fails(chapter, cell, cause):
     path = chapter(cell)
     with pytest.raises(VerifyError, match=f"ch01_toy.*({cause})"):
         run(path)
+
+
+@pytest.mark.book
+def test_a_kernel_ends_with_the_process_that_asked_for_it(chapter, tmp_path):
+    told = tmp_path / "pid"
+    cell = f"import os, time\nos.makedirs({str(told)!r} + '/' + str(os.getpid()))"
+    path = chapter(cell + "\ntime.sleep(99)")
+    asking = get_context("spawn").Process(target=run, args=(path,))
+    asking.start()
+    until(lambda: told.exists() and os.listdir(told))
+    kernel = Path("/proc", *os.listdir(told))
+    assert kernel.exists()
+    asking.kill()
+    until(lambda: not kernel.exists())
+
+
+def until(holds, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.book
