@@ -371,9 +371,13 @@ def plot_edges(table: pd.DataFrame, radii: Sequence[float] = (0.0, 0.5, 1.3)) ->
         _draw_edge(ax, part)
     _draw_settled(axes[-1], table[table["settled"]])
     axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes[0].set_ylabel("λmax of the total loss")
     legend_once(axes[:-1])
     return axes[0]
+
+
+_EDGES = (5, 10, 20, 40)  # ticks
 
 
 def _draw_edge(ax: Axes, part: pd.DataFrame) -> None:
@@ -400,7 +404,8 @@ def _draw_settled(ax: Axes, table: pd.DataFrame) -> None:
     ends = [means["edge"].min(), means["edge"].max()]
     ax.plot(ends, ends, "--", color=GREY)
     ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xticks(_EDGES, [f"{edge}" for edge in _EDGES])
+    ax.minorticks_off()
     ax.set_xlabel("edge")
     told = [f"{m['lambda_max']:.3g} at {m['edge']:.3g}" for _, m in means.iterrows()]
     ax.set_label(f"λmax at each edge: {', '.join(told)}.")
