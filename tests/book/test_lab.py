@@ -1,4 +1,4 @@
-"""The lab in a real JupyterLab: slide, run, stop, again, restart, reopen."""
+"""The lab in Chromium: its picture alone, and whole in a real JupyterLab."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from conftest import PATIENT
 
+from saddlebook.book.panel import Panel
 from saddlebook.store import RESULTS
 
 pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]
@@ -47,6 +48,53 @@ def server(tmp_path_factory):
         process.terminate()
         process.wait(30)
         log.close()
+
+
+@pytest.fixture
+def shown(browser, tmp_path):
+    """Show HTML of the panel, and the panel whose it is."""
+    panel = Panel(RESULTS, scale="lab", work=tmp_path)
+    tab = browser.new_page(viewport={"width": 1000, "height": 700})
+
+    def show(html=None):
+        tab.set_content(html or panel.to_html())
+        lab = tab.locator(".sb-lab")
+        lab.wait_for()
+        return panel, lab
+
+    yield show
+    tab.close()
+
+
+def test_a_page_tells_the_difference_at_the_radius_that_is_chosen(shown):
+    panel, lab = shown()
+    box = lab.locator(".sb-rho input[type=text]")
+    for rho in (0.5, 0.1):
+        box.fill(str(rho))
+        box.press("Enter")
+        panel.choose(rho=rho)
+        tail = panel.comparison().set_index("group").loc["tail", "difference"]
+        told = f"{tail:+g}".replace("-", "−")
+        lab.locator(".sb-table td", has_text=told).first.wait_for()
+    box.fill("0.07")  # nothing is stored there
+    box.press("Enter")
+    lab.locator(".sb-table table").wait_for(state="detached")
+    assert lab.get_by_label("data").is_disabled()
+
+
+def test_a_preset_asks_for_a_guess_before_it_tells(shown):
+    panel, lab = shown()
+    shown(panel.to_html().replace('"kernel":false', '"kernel":true'))
+    status, table = lab.locator(".sb-status"), lab.locator(".sb-table table")
+    lab.get_by_role("button", name="too large", exact=True).click()
+    status.filter(has_text="First say").wait_for()
+    lab.get_by_role("button", name="fall", exact=True).click()
+    status.filter(has_text="the tail will fall. Press Run").wait_for()
+    assert table.count() == 0
+    lab.get_by_role("slider").press("ArrowLeft")
+    lab.get_by_role("slider").press("ArrowRight")  # back, and looked up
+    status.filter(has_text="mean of 5 stored seeds").wait_for()
+    assert table.count() == 1
 
 
 class Visit:
@@ -89,8 +137,15 @@ def test_a_student_slides_runs_stops_and_comes_back(server, browser):
     box.fill("abc")
     box.press("Enter")
     visit.lab.get_by_role("alert").filter(has_text="0,3").wait_for()
+    visit.lab.get_by_label("data").select_option("lite")
+    visit.says("ρ 0.3")  # its own radius and presets
+    visit.press("too large")
+    assert box.input_value() == "0.78"
+    visit.lab.get_by_label("data").select_option("lab")
+    visit.says("ρ 0.05")
     visit.press("too large")
     assert box.input_value() == "0.5"
+    visit.says("First say")
     visit.lab.get_by_role("slider").press("ArrowLeft")
     box.fill("0,123")
     box.press("Enter")

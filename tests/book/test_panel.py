@@ -11,7 +11,9 @@ import traitlets
 from records import grouped
 
 from saddlebook import data, runner
+from saddlebook.book import Page
 from saddlebook.book import trial as trials
+from saddlebook.book.notebooks import PARAMETERS
 from saddlebook.book.panel import Panel, presets
 from saddlebook.book.trial import Trial, compared, trial_setting
 from saddlebook.errors import DataError, Stopped, UsageError
@@ -113,6 +115,8 @@ def test_the_rarest_class_is_measured_by_itself_both_ways(finished):
         (9, "clean"), (9, "as_published"),
     ]  # fmt: skip
     assert all(s["min"] < s["max"] for s in mine["spectra"])
+    told = [now["message"] for now in finished.seen]
+    assert any("rarest class, images fixed: step 5 of at most" in t for t in told)
 
 
 def test_a_panel_made_again_has_the_earlier_runs_and_the_setting(finished, results):
@@ -312,6 +316,23 @@ def test_presets_stand_at_stored_radii_of_their_scale():
     assert [p["rho"] for p in presets("lab")] == [0, 0.05, 0.5, 0]
     assert [p["rho"] for p in presets("lite")] == [0, 0.3, 0.78, 0]
     assert presets("lab")[3]["weight_decay"] == 10 * presets("lab")[0]["weight_decay"]
+    # Other losses have another radius in the paper
+    assert [p["rho"] for p in presets("lite", "LDAM+DRW")] == [0, 0.1, 0.26, 0]
+
+
+def test_other_data_or_another_loss_bring_their_radius(panel):
+    panel.choose(scale="lite")
+    assert (panel.live.rho, panel.live.presets) == (0.3, presets("lite"))
+    panel.choose(method="CE")
+    assert panel.live.rho == 0.06
+    panel.choose(rho=0.2, method="VS")  # what is said counts
+    assert panel.live.rho == 0.2
+
+
+def test_a_chapter_hands_its_data_folder_on(tmp_path):
+    given = {"scale": "quick", "data": str(tmp_path), "results": str(tmp_path)}
+    page = Page("ch08_rho", PARAMETERS | given)
+    assert Panel.of(page).data == str(tmp_path)
 
 
 def test_a_page_without_a_kernel_shows_what_was_run(finished):

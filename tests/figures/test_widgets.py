@@ -312,19 +312,20 @@ def test_what_a_box_refuses_has_words(js) -> None:
     assert [bool(t) for t in told] == [False, True, True, True, True, False]
     assert "0,3" in told[1]
     assert "whole" in told[3]
+    assert "digits" in told[4]
 
 
 def test_stored_seeds_are_averaged_point_by_point(js) -> None:
     groups = ("overall", "head", "mid", "tail")
     runs = [
-        {"rho": 0.1, "weight_decay": 1e-3, "spectra": []}
+        {"rho": 0.1, "weight_decay": 1e-3, "spectra": [], "words": "ρ 0.1, seed 3"}
         | {"curve": {"epoch": [1, 2], **{g: [x, 2 * x] for g in groups}}}
         | {g: 2 * x for g in groups}
         for x in (10, 20)
     ]
     found = js(LAB, "m.average(m.alike(data, {rho: .1, weight_decay: .001}))", runs)
     assert found["curve"]["tail"] == [15, 30]
-    assert (found["tail"], found["words"]) == (30, "stored, mean of 2 seeds")
+    assert (found["tail"], found["words"]) == (30, "ρ 0.1, mean of 2 stored seeds")
     assert js(LAB, "m.average([])", []) is None
 
 

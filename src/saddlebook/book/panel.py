@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,7 @@ class Panel:
         scale: Chosen at first: ``lab``, ``lite`` or ``quick``.
         device: Torch device.
         dataset: ``folder:NAME``, your own images instead of the scale's.
+        data: Where CIFAR lies; None is the user's cache folder.
         work: Folder of checkpoints; trials are kept in its folder ``live``. A kernel
             has one registry of trials a folder, so a panel made again goes on where the
             last one was.
@@ -63,7 +65,7 @@ class Panel:
     Attributes:
         live: The anywidget. Its traits ``scale method rho weight_decay seed`` are the
             controls, and refuse what they cannot be.
-        data: Where CIFAR lies; None is the user's cache folder.
+        data: As given.
     """
 
     def __init__(
@@ -73,11 +75,13 @@ class Panel:
         scale: str = "lab",
         device: str = "cpu",
         dataset: str = "",
+        data: str | None = None,
         work: str | Path = runner.WORK,
     ) -> None:
         one_of("scale", scale, _SCALES)
         self.trials = trials(work)
-        self.data = os.environ.get("SADDLEBOOK_DATA") or None  # as on the command line
+        # as on the command line
+        self.data = data or os.environ.get("SADDLEBOOK_DATA") or None
         self._images = load_once(dataset, self.data) if dataset else None
         self._results, self._device = Path(results), device
         self._stored: list[Record] = []
@@ -96,7 +100,8 @@ class Panel:
     def of(cls, page: Page) -> Panel:
         """The panel of a chapter: with its records, and fast where the page is."""
         scale = "quick" if page.scale == "quick" else "lab"
-        panel = cls(page.results, scale=scale, device=page.device, dataset=page.dataset)
+        places = {"device": page.device, "dataset": page.dataset, "data": page.data}
+        panel = cls(page.results, scale=scale, **places)
         page.cite(panel._stored)
         return panel
 
@@ -104,7 +109,7 @@ class Panel:
         choices = {name: _SCALES[name] for name in _SCALES if name in ("lab", "lite")}
         state = {
             "scale": scale, "method": "CE+DRW", "rho": presets(scale)[1]["rho"],
-            "seed": 0, "table": [],
+            "seed": 0, "tables": [],
             "weight_decay": Experiment.weight_decay, "decay": Experiment.weight_decay,
             "scales": list(({scale: _SCALES[scale]} | choices).items()),
             "methods": [(name, name) for name in METHODS], "presets": presets(scale),
@@ -170,11 +175,14 @@ class Panel:
         """
         import traitlets
 
-        for name, value in settings.items():
+        for name in settings:
+            one_of("control", name, _SETTING)
+        # in this order: data and loss bring a radius of their own
+        for name in [name for name in _SETTING if name in settings]:
             try:
-                setattr(self.live, one_of("control", name, _SETTING), value)
+                setattr(self.live, name, settings[name])
             except traitlets.TraitError as error:
-                raise UsageError(f"{name} {value!r}: {error}") from error
+                raise UsageError(f"{name} {settings[name]!r}: {error}") from error
 
     def pin(self) -> None:
         """Make what is chosen, the reader's run or the stored ones, side A."""
@@ -186,7 +194,7 @@ class Panel:
         """The panel's table of differences between B, what is chosen, and A."""
         import pandas as pd
 
-        return pd.DataFrame(self._compared())
+        return pd.DataFrame(self._against(self._chosen()).get("rows"))
 
     def head(self) -> None:
         """Measure the largest class of the chosen run too."""
@@ -275,11 +283,14 @@ class Panel:
     def _reload(self, fresh: bool = False) -> None:
         """Show the runs of the chosen data and loss: the stored ones and the reader's.
 
-        A training with and without spectra is one run. ``fresh``: A is SGD again.
+        A training with and without spectra is one run. ``fresh``: A is SGD again, and
+        the radius the paper's.
         """
-        if fresh:
-            self.live.pinned = _pin(0.0, Experiment.weight_decay)
         scale, method, live = self.live.scale, self.live.method, self.live
+        live.presets = presets(scale, method)
+        if fresh:
+            live.pinned = _pin(0.0, Experiment.weight_decay)
+            live.rho = live.presets[1]["rho"]
         names = () if self._images else _STUDIES
         wanted = [e for name in names for e in studies.named(name, scale)]
         found = {
@@ -290,7 +301,6 @@ class Panel:
         every = self.trials.records(scale)
         self._yours = [r for r in every if self._of(r.experiment, method)]
         work = self.trials.work
-        live.presets = presets(scale)
         live.stored = [shown(r, r.spectra) for r in self._stored]
         live.yours = [shown(r, kept_curvature(r.experiment, work)) for r in self._yours]
         self._judge()
@@ -298,13 +308,14 @@ class Panel:
     def _judge(self) -> None:
         """Compare what is chosen with A, and with what the reader expected."""
         try:
-            rows = self._compared()
+            against = self._against(self._chosen())
         except UsageError:  # a control is half set
-            rows = []
-        self.live.table = rows
+            against = {}
+        self.live.tables = [against] if against else []
+        rows = against.get("rows", [])
         tail = next((row for row in rows if row["group"] == "tail"), None)
         self.live.answer = ""
-        if tail and self.live.guess and self._mine():
+        if tail and self.live.guess and against["key"]:
             word = tail["word"] if tail["word"] in _EXPECTED else "same"
             right = "you were right" if word == self.live.guess else "not as expected"
             self.live.answer = (
@@ -312,13 +323,21 @@ class Panel:
                 f"{tail['difference']:+.1f} points (noise ±{tail['noise']:.1f})."
             )
 
-    def _compared(self) -> list[dict[str, Any]]:
+    def _chosen(self) -> list[Record]:
+        """B: the reader's run of the chosen setting, or the stored ones."""
+        mine = self._mine()
+        return [mine] if mine else self._at(self.live.rho, self.live.weight_decay)
+
+    def _against(self, b: list[Record]) -> dict[str, Any]:
+        """Differences between B and A, and which B it is; empty if one of them is."""
         pinned = self.live.pinned
         a = [r for r in self._yours if r.key == pinned["key"]]
         a = a or self._at(pinned["rho"], pinned["weight_decay"])
-        mine = self._mine()
-        b = [mine] if mine else self._at(self.live.rho, self.live.weight_decay)
-        return compared(a, b, self._stored) if a and b and a != b else []
+        if not a or not b or a == b:
+            return {}
+        exp, key = b[0].experiment, b[0].key if b[0] in self._yours else ""
+        which = {"rho": exp.rho, "weight_decay": exp.weight_decay, "key": key}
+        return which | {"rows": compared(a, b, self._stored)}
 
     def _at(self, rho: float, weight_decay: float) -> list[Record]:
         """Stored runs of a setting, every seed."""
@@ -337,22 +356,30 @@ class Panel:
     # --- where it is shown
 
     def to_html(self) -> str:
-        """For a page without a kernel: the stored runs and what was run here."""
+        """For a page without a kernel: the stored runs and what was run here.
+
+        What Python answers when there is a kernel, a page has for all stored settings.
+        """
         names = self._widget.state
         state = {name: getattr(self.live, name) for name in names}
-        state |= {"kernel": False, "now": self.live.now | {"state": "done"}}
+        stored = {(r.experiment.rho, r.experiment.weight_decay) for r in self._stored}
+        sides = [self._at(*one) for one in sorted(stored)] + [[r] for r in self._yours]
+        now = self.live.now | {"state": "done", "bad": False}
+        state |= {"kernel": False, "now": now}
+        state |= {"tables": [t for t in map(self._against, sides) if t]}
         return Widget(self._widget.modules, state, _TEXT).to_html()
 
     def _ipython_display_(self) -> None:
         self._widget.display(self.to_html())
 
 
-def presets(scale: str) -> list[dict[str, Any]]:
+def presets(scale: str, method: str = "CE+DRW") -> list[dict[str, Any]]:
     """Settings worth a guess, in the scale's own units."""
-    sam = {"reweight": "drw", "optimizer": "sam"}
+    paper = next(e for e in studies.table1() if e.method == f"{method}+SAM")
+    beyond = 10 if scale == "lab" else 2.6  # times; both are stored for CE+DRW
     radii = [
-        at_scale(Experiment(**sam, rho=rho), scale).rho  # type: ignore[arg-type]
-        for rho in (0.5, 5.0 if scale == "lab" else studies.RADII[-1])
+        at_scale(replace(paper, rho=times * paper.rho), scale).rho
+        for times in (1, beyond)
     ]
     decay = Experiment.weight_decay
     named = (
@@ -366,7 +393,7 @@ def shown(record: Record, spectra: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the picture shows of a run: setting, accuracies, curves, curvature."""
     exp = record.experiment
     names = dict(zip(GROUPS, ("accuracy", "head", "mid", "tail"), strict=True))
-    rarest = record.groups["tail"][-1]
+    ends = {record.groups["head"][0]: True, record.groups["tail"][-1]: False}
     return {
         "key": record.key, "rho": exp.rho, "weight_decay": exp.weight_decay,
         "seed": exp.seed, "epochs": exp.epochs, "switch": _switch(exp),
@@ -374,11 +401,11 @@ def shown(record: Record, spectra: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "curve": {"epoch": record.curves["epoch"]}
         | {n: [round(v, 1) for v in record.curves[of]] for n, of in names.items()},
         "spectra": [
-            {"class": s["class"], "mode": s["mode"]}
+            {"class": s["class"], "head": ends[s["class"]], "mode": s["mode"]}
             | {"min": float(f"{s['lambda_min']:.3g}")}
             | {"max": float(f"{s['lambda_max']:.3g}")}
             for s in spectra
-            if s["class"] in (0, rarest) and s["epoch"] == exp.epochs
+            if s["class"] in ends and s["epoch"] == exp.epochs
         ],
     } | {n: round(v, 2) for n, v in record.accuracy._asdict().items()}  # fmt: skip
 

@@ -46,7 +46,8 @@ METHODS: dict[str, dict[str, str]] = {
     "VS": {"loss": "vs"},
 }
 GROUPS = ("overall", "head", "mid", "tail")
-SIDES = ("clean", "as_published")  # measured side by side
+# Measured side by side
+SIDES = {"clean": "images fixed", "as_published": "as published"}
 load_once = lru_cache(maxsize=2)(data.load)
 
 
@@ -176,24 +177,36 @@ class Trial:
         self, experiment: Experiment, done: float, total: float, what: str
     ) -> None:
         """Say which share of the spectra is measured."""
-        self.message = f"measuring curvature, {100 * done / total:.0f} %"
-        self._told()
+        self._say(f"measuring curvature, {100 * done / total:.0f} %")
 
     def _measure(self, record: Record) -> None:
         """Measure the rarest class, images fixed and as published; the head if told."""
         images = load_once(self.experiment.dataset, self._root)
-        head = record.groups["head"][:1] if self._head else []
-        for class_ in [record.groups["tail"][-1], *head]:
+        classes = {"rarest": record.groups["tail"][-1]}
+        if self._head:
+            classes["largest"] = record.groups["head"][0]
+        for name, class_ in classes.items():
             for mode in SIDES:
-                self.message = f"measuring the curvature of class {class_}: {mode} …"
-                self._told()
+                what = f"measuring the curvature of the {name} class, {SIDES[mode]}"
+                self._say(f"{what} …")
                 self.spectra = class_curvature(
-                    self.experiment, images, self.work, class_, mode, self._halt
+                    self.experiment, images, self.work, class_, mode, self._step(what)
                 )
 
-    def _halt(self, *_: int) -> None:
-        if self.stopped():
-            raise Stopped("stopped measuring")
+    def _step(self, what: str) -> Callable[[int, int], None]:
+        """Follow a measurement, a step at a time; some take half a minute."""
+
+        def step(done: int, most: int) -> None:
+            if self.stopped():
+                raise Stopped("stopped measuring")
+            if done % 5 == 0:
+                self._say(f"{what}: step {done} of at most {most} …")
+
+        return step
+
+    def _say(self, message: str) -> None:
+        self.message = message
+        self._told()
 
     def _work(self) -> None:
         # Small networks: one thread is fastest; flags as on the command line, so that
@@ -223,7 +236,7 @@ class Trial:
         if found := kept.get(self.experiment):
             return found
         images = load_once(self.experiment.dataset, self._root)
-        self.message = "building the network …"
+        self._say("building the network …")
         return runner.run_all(
             [self.experiment],
             dataset=images,

@@ -17,7 +17,8 @@ export function trouble(name, value) {
   if (value === null) return `${name}: a number such as 0,3 or 2e-4, please`;
   if (value < 0) return `${name} cannot be negative`;
   if (!Number.isFinite(value)) return `${name} is too large`;
-  if (name === "seed" && !Number.isSafeInteger(value)) return "seed: a whole number, please";
+  if (name === "seed" && !Number.isInteger(value)) return "seed: a whole number, please";
+  if (name === "seed" && !Number.isSafeInteger(value)) return "seed has too many digits";
   return "";
 }
 
@@ -32,7 +33,7 @@ export function average(runs) {
   const curve = { epoch: first.curve.epoch };
   for (const name of GROUPS)
     curve[name] = first.curve[name].map((_, i) => mean(runs.map((r) => r.curve[name][i])));
-  return { ...first, curve, spectra: [], words: `stored, mean of ${runs.length} seeds`,
+  return { ...first, key: "", curve, spectra: [], words: `${first.words.replace(/, seed.*/, "")}, mean of ${runs.length} stored seeds`,
     ...Object.fromEntries(GROUPS.map((name) => [name, mean(runs.map((r) => r[name]))])) };
 }
 
@@ -80,7 +81,7 @@ function radius(model, complain) {
     const raw = Number(range.value);
     // less than a step, so that an arrow key leaves a stored radius
     const close = radii(model.get("stored")).find((rho) => Math.abs(rho - raw) < top() / 190);
-    model.set("rho", close ?? Number(raw.toPrecision(2)));
+    model.set("rho", close ?? Number(raw.toPrecision(3)));
     model.save_changes();
     complain("");
   });
@@ -114,9 +115,7 @@ function domain(values, room) {
   return [least - more, most + more];
 }
 
-function overRadius(model, shown, yours, size) {
-  const decay = model.get("weight_decay");
-  const stored = model.get("stored").filter((r) => near(r.weight_decay, decay));
+function overRadius(model, shown, stored, yours, size) {
   const [all, here] = [[...stored, ...yours], model.get("rho")];
   const names = GROUPS.filter((name) => shown.has(name));
   const heights = all.flatMap((r) => names.map((name) => r[name]));
@@ -133,14 +132,12 @@ function overRadius(model, shown, yours, size) {
 }
 
 // λmin and λmax of the rarest class, images fixed (dots, full rings) and as published.
-export function ends(runs, mode, head = false) {
-  return runs.flatMap((r) => r.spectra.filter((s) => s.mode === mode && (s.class === 0) === head)
+export function ends(runs, mode) {
+  return runs.flatMap((r) => r.spectra.filter((s) => s.mode === mode && !s.head)
     .map((s) => ({ rho: r.rho, ...s })));
 }
 
-function curvature(model, yours, size) {
-  const decay = model.get("weight_decay");
-  const stored = model.get("stored").filter((r) => near(r.weight_decay, decay));
+function curvature(stored, yours, size) {
   const rows = [ends(stored, "clean"), ends(yours, "clean"), ends(yours, "as_published")];
   const most = rows.flat().flatMap((s) => [s.min, s.max]);
   const view = picture({ title: "λmin, λmax, rarest class", xLabel: "ρ; rings images fixed, crosses as published", yLabel: "",
@@ -160,7 +157,7 @@ const cells = (tag, values) => html("tr", {}, ...values.map((v) => html(tag, {},
 
 // What is known of the curvature of one run, in words.
 export function told(run) {
-  const of = (c, mode) => run.spectra.find((s) => s.mode === mode && (s.class === 0) === c);
+  const of = (head, mode) => run.spectra.find((s) => s.mode === mode && s.head === head);
   const words = (s) => `λmin ${say(s.min)}, λmax ${say(s.max)}, ratio ${say(Math.abs(s.min / s.max), 2)}`;
   return [[false, "rarest class"], [true, "head class"]].flatMap(([c, name]) => {
     const [clean, loose] = [of(c, "clean"), of(c, "as_published")];
@@ -176,7 +173,9 @@ function difference(rows) {
 
 // --- all of it
 
-const NAMES = ["stored", "yours", "now", "table", "rho", "weight_decay", "seed", "pinned", "answer", "method", "scale"];
+const WORDS = [["more", "rise"], ["same", "stay"], ["less", "fall"]];
+
+const NAMES = ["stored", "yours", "now", "tables", "presets", "rho", "weight_decay", "seed", "pinned", "answer", "method", "scale"];
 
 function render({ model, el }) {
   el.classList.add("sb-widget", "sb-lab");
@@ -192,6 +191,7 @@ function render({ model, el }) {
   const picks = ["scale", "method"].map((name) =>
     choice(model, { name, label: name === "scale" ? "data" : "loss", options: () => model.get(`${name}s`) }));
   const presets = html("div", { class: "sb-row", role: "group", "aria-label": "Presets" });
+  const sideA = html("p");
   const guess = html("div", { class: "sb-row", role: "group", "aria-label": "Prediction" });
   const go = button("Run", () => ask("run"));
   const halt = button("Stop", () => ask("stop"));
@@ -204,7 +204,7 @@ function render({ model, el }) {
   const clear = button("Clear", () => ask("clear"));
   const save = button("Export", () => ask("export"));
   const left = html("div", { class: "sb-left" }, ...picks, presets, rho.node,
-    html("div", { class: "sb-row" }, decay.node, seed.node), why, guess,
+    html("div", { class: "sb-row" }, decay.node, seed.node), why, sideA, guess,
     html("div", { class: "sb-row" }, go, halt, bar), status, runs, html("div", { class: "sb-row" }, pin, head, save, clear));
 
   const key = html("div", { class: "sb-row", role: "group", "aria-label": "Groups shown" },
@@ -217,16 +217,23 @@ function render({ model, el }) {
   const [upper, lower, below] = [html("div", { class: "sb-views sb-whole" }), html("div", { class: "sb-views sb-pair" }), html("div", { class: "sb-table" })];
   el.append(html("div", { class: "sb-lab-grid" }, left, html("div", { class: "sb-right" }, key, upper, lower, below)));
 
-  for (const { name, ...setting } of model.get("presets")) {
-    presets.append(button(name, () => {
-      for (const [field, value] of Object.entries(setting)) model.set(field, value);
-      model.set("guess", "");
-      model.save_changes();
-    }));
-  }
-  const guesses = [["more", "rise"], ["same", "stay"], ["less", "fall"]].map(([value, words]) =>
+  // A preset asks for a guess first: until Run its stored runs stay hidden
+  let asked = false;
+  const offer = ({ name, ...setting }) => button(name, () => {
+    for (const [field, value] of Object.entries({ ...setting, guess: "" })) model.set(field, value);
+    model.save_changes();
+    asked = !alike([setting], model.get("pinned")).length;
+    draw();
+  });
+  const offerAll = () => presets.replaceChildren(...model.get("presets").map(offer));
+  model.on("change:presets", offerAll);
+  offerAll();
+  for (const name of ["rho", "weight_decay", "seed"]) model.on(`change:${name}`, () => { asked = false; });
+  model.on("change:now", () => { asked &&= model.get("now").state !== "running"; });
+  model.on("change:guess", () => { asked &&= kernel || !model.get("guess"); });
+  const guesses = WORDS.map(([value, words]) =>
     button(words, () => { model.set("guess", value); model.save_changes(); }));
-  guess.append(html("span", {}, "Against A, the tail will"), ...guesses);
+  guess.append(html("span", {}, "Against A the tail will"), ...guesses);
 
   function table(yours) {
     const row = (r) => {
@@ -240,38 +247,49 @@ function render({ model, el }) {
   }
 
   function draw() {
-    const [now, pinned, stored] = [model.get("now"), model.get("pinned"), model.get("stored")];
+    const [now, pinned, mine] = [model.get("now"), model.get("pinned"), model.get("yours")];
     const setting = { rho: model.get("rho"), weight_decay: model.get("weight_decay") };
-    const mine = model.get("yours");
-    const yours = mine.filter((r) => !hidden.has(r.key));
+    const own = mine.findLast((r) => alike([r], setting).length && r.seed === model.get("seed"));
+    const waits = asked && !own;
+    const stored = model.get("stored").filter((r) => !waits || !alike([r], setting).length);
     const running = now.state === "running";
-    const stopped = now.state === "stopped" && alike([now], setting).length > 0;
-    const b = mine.findLast((r) => alike([r], setting).length && r.seed === model.get("seed")) ?? average(alike(stored, setting));
+    const here = alike([now], setting).length > 0;
+    const stopped = now.state === "stopped" && here;
+    const b = own ?? average(alike(stored, setting));
     const a = mine.find((r) => r.key === pinned.key) ?? average(alike(stored, pinned));
     const sgd = average(alike(stored, { rho: 0, weight_decay: model.get("decay") }));
     const lines = [sgd && { ...sgd, look: "sb-thin" }, a && !(near(a.rho, 0) && !pinned.key) && { ...a, look: "sb-dashed" },
-      running || (now.key && alike([now], setting).length && !b) ? { ...now, look: "" } : b && { ...b, look: "" }].filter(Boolean);
+      running || (now.key && here && !b) ? { ...now, look: "" } : b && { ...b, look: "" }].filter(Boolean);
     const words = b && !running ? told(b) : [];
     const size = { width: 300, height: 178 };
+    const alikeDecay = (runs) => runs.filter((r) => near(r.weight_decay, setting.weight_decay));
+    const [dots, rings] = [alikeDecay(stored), alikeDecay(mine.filter((r) => !hidden.has(r.key)))];
     const views = [curves(model, shown, lines.length ? lines : [{ epochs: now.epochs, curve: now.curve, look: "" }], { width: 610, height: 200 }),
-      overRadius(model, shown, yours, size), curvature(model, yours, size)];
+      overRadius(model, shown, dots, rings, size), curvature(dots, rings, size)];
     upper.replaceChildren(views[0].node);
     lower.replaceChildren(views[1].node, views[2].node);
-    const result = b ? `${b.words}: ${GROUPS.map((name) => `${name} ${say(b[name])} %`).join(", ")}` : "no run at this setting yet";
+    const guessed = WORDS.find(([value]) => value === model.get("guess"));
+    const result = b ? `${b.words}: ${GROUPS.map((name) => `${name} ${say(b[name])} %`).join(", ")}`
+      : !waits ? "no run at this setting yet"
+        : guessed ? `You say the tail will ${guessed[1]}. Press Run` : "First say what the tail will do: rise, stay or fall";
     for (const view of views) view.describe(`${view.title}. ρ ${say(setting.rho)}; ${result}. ${words.join(" ")}`);
     status.textContent = !kernel ? `${result}. To train, open this chapter in Jupyter and run this cell.`
-      : running || now.bad || stopped ? now.message : [model.get("answer"), `${result}.`, now.message.startsWith("written") ? now.message : ""].filter(Boolean).join(" ");
+      : running || now.bad || stopped ? now.message
+        : [model.get("answer"), `${result}.`, now.state === "" && now.message].filter(Boolean).join(" ");
     status.classList.toggle("sb-bad", Boolean(now.bad));
+    sideA.textContent = `A: ${a ? a.words : "nothing stored"}`;
     bar.max = now.epochs;
     if (running && now.epoch === 0) bar.removeAttribute("value");
     else bar.value = running || stopped ? now.epoch : 0;
-    for (const node of [go, ...rho.inputs, decay.input, seed.input, ...presets.children, ...guesses, ...picks.map((p) => p.querySelector("select"))])
-      node.disabled = (running && kernel) || (!kernel && node === go);
+    for (const node of [...rho.inputs, decay.input, seed.input, ...presets.children, ...guesses]) node.disabled = running && kernel;
+    for (const node of [go, ...picks.map((p) => p.querySelector("select"))]) node.disabled = running || !kernel;
     halt.disabled = !running;
-    for (const node of [pin, head, save, clear]) node.disabled = running || !kernel;
-    for (const [i, node] of guesses.entries()) node.setAttribute("aria-pressed", String(model.get("guess") === ["more", "same", "less"][i]));
+    for (const node of [pin, clear]) node.disabled = running || !kernel;
+    for (const node of [head, save]) node.disabled = running || !kernel || !own;
+    for (const [i, node] of guesses.entries()) node.setAttribute("aria-pressed", String(guessed === WORDS[i]));
     table(mine);
-    below.replaceChildren(...(model.get("table").length && !running ? [difference(model.get("table"))] : []),
+    const found = model.get("tables").find((t) => b && alike([t], setting).length && t.key === b.key);
+    below.replaceChildren(...(found && !running ? [difference(found.rows)] : []),
       ...words.map((text) => html("p", {}, text)));
   }
   return live(model, [...NAMES, "guess"], draw);
