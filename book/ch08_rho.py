@@ -79,7 +79,7 @@ page.source(engine.Replica._sam)
 
 # %%
 panel = live.Panel.of(page)
-panel.run(rho=0.05)
+panel.first(rho=0.05)
 panel
 
 # %% [markdown]

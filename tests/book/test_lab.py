@@ -7,18 +7,22 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import PATIENT
 
+from saddlebook.book.notebooks import read
 from saddlebook.book.panel import Panel
 from saddlebook.store import RESULTS
 
 pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]
+CHAPTER = Path(__file__).parents[2] / "book/ch08_rho.py"
 CELLS = [
-    "from saddlebook.book.panel import Panel",
-    f"panel = Panel({str(RESULTS)!r}, scale='lab')\npanel",
+    "from saddlebook.book import Page\nfrom saddlebook.book import panel as live\n"
+    f"page = Page('ch08_rho', results={str(RESULTS)!r})",
+    *(c.source for c in read(CHAPTER).cells if "live.Panel" in c.source),
 ]
 
 

@@ -16,10 +16,11 @@ from saddlebook.book import trial as trials
 from saddlebook.book.notebooks import PARAMETERS
 from saddlebook.book.panel import Panel, presets
 from saddlebook.book.trial import Trial, compared, trial_setting
+from saddlebook.disk.files import write_whole
 from saddlebook.errors import DataError, Stopped, UsageError
 from saddlebook.experiment import Experiment
 from saddlebook.scales import at_scale
-from saddlebook.store import Store
+from saddlebook.store import RESULTS, Store
 
 RHO = 0.1
 
@@ -137,6 +138,8 @@ def test_a_panel_made_again_adopts_the_running_trial(panel, results, tmp_path):
     pressed = stop_at(panel, 3)
     ask(panel, "run")
     again = Panel(results, scale="quick", work=tmp_path)
+    again.first(rho=0.05)  # as the chapter's cell does, run again
+    assert again.live.rho == RHO
     assert again.trials.latest is panel.trials.latest
     assert again.live.now["state"] == "running"
     ask(again, "run")  # changes nothing
@@ -274,9 +277,27 @@ def test_b_is_compared_with_what_is_pinned_and_the_guess_is_answered(
     assert table.loc["overall", "difference"] == pytest.approx(change, abs=0.06)
     assert panel.live.answer == ""
     panel.live.guess = "more"
-    assert panel.live.answer.startswith("You expected the tail to rise:")
+    assert panel.live.answer.startswith("You said the tail would rise. Your run: ")
+    assert "too little to tell" in panel.live.answer  # one stored run has no spread
     ask(panel, "choose", key=a["key"])
     assert panel.live.rho == RHO
+
+
+def test_a_guess_is_judged_by_stored_seeds_too_where_one_run_cannot_tell(tmp_path):
+    setting = trial_setting("lab", rho=0.5, weight_decay=2e-4, seed=0)
+    (stored,) = (
+        r for r in Store(RESULTS / "lab").records() if r.experiment.training == setting
+    )
+    mine = replace(stored, experiment=setting, spectra=())
+    write_whole(tmp_path / "live/lab" / f"{setting.slug}.json", mine.to_bytes())
+    panel = Panel(RESULTS, scale="lab", work=tmp_path)
+    panel.choose(rho=0.5)
+    panel.live.guess = "less"
+    one, five = panel.live.answer.split(". ")[1:]
+    assert one.startswith("Your run: −4.1 points")
+    assert one.endswith("too little to tell")
+    assert five.startswith("5 stored seeds: −26.3 points")
+    assert five.endswith("right.")
 
 
 def test_a_difference_counts_beside_what_seeds_do():

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from saddlebook import runner, studies
 from saddlebook.book.trial import (
+    EXPECTED,
     GROUPS,
     METHODS,
+    answered,
     compared,
     curve,
     kept_curvature,
@@ -46,7 +48,6 @@ _SCALES = {
 _STUDIES = ("lab", "rho_ablation", "weight_decay", "table1")
 _SETTING = ("scale", "method", "rho", "weight_decay", "seed")
 _TEXT = "The lab: accuracy over epochs and over SAM's radius, of stored runs and yours."
-_EXPECTED = {"more": "rise", "less": "fall", "same": "stay"}
 
 
 class Panel:
@@ -118,7 +119,7 @@ class Panel:
         }  # fmt: skip
         limits: dict[str, Sequence[Any]] = {
             "scale": list(_SCALES), "method": list(METHODS), "rho": (0.0, inf),
-            "weight_decay": (0.0, inf), "seed": (0, inf), "guess": ["", *_EXPECTED],
+            "weight_decay": (0.0, inf), "seed": (0, inf), "guess": ["", *EXPECTED],
         }  # fmt: skip
         return Widget(("plot.js", "lab.js"), state, _TEXT, limits)
 
@@ -166,6 +167,15 @@ class Panel:
             raise trial.error
         assert trial.record
         return trial.record
+
+    def first(self, **settings: Any) -> None:
+        """As ``run``, unless a run was started here: then go on where the reader is.
+
+        Args:
+            **settings: See ``run``.
+        """
+        if self.trials.latest is None:
+            self.run(**settings)
 
     def choose(self, **settings: Any) -> None:
         """Set controls; what is stored at that setting is shown at once.
@@ -312,15 +322,12 @@ class Panel:
         except UsageError:  # a control is half set
             against = {}
         self.live.tables = [against] if against else []
-        rows = against.get("rows", [])
-        tail = next((row for row in rows if row["group"] == "tail"), None)
         self.live.answer = ""
-        if tail and self.live.guess and against["key"]:
-            word = tail["word"] if tail["word"] in _EXPECTED else "same"
-            right = "you were right" if word == self.live.guess else "not as expected"
-            self.live.answer = (
-                f"You expected the tail to {_EXPECTED[self.live.guess]}: {right}, "
-                f"{tail['difference']:+.1f} points (noise ±{tail['noise']:.1f})."
+        if self.live.guess and against.get("key"):
+            stored = self._at(self.live.rho, self.live.weight_decay)
+            more = self._against(stored).get("rows", [])
+            self.live.answer = answered(
+                self.live.guess, against["rows"], more, len(stored)
             )
 
     def _chosen(self) -> list[Record]:
@@ -384,7 +391,7 @@ def presets(scale: str, method: str = "CE+DRW") -> list[dict[str, Any]]:
     decay = Experiment.weight_decay
     named = (
         ("SGD", 0.0, decay), ("the paper's ρ", radii[0], decay),
-        ("too large", radii[1], decay), ("decay × 10", 0.0, 10 * decay),
+        ("too large", radii[1], decay), ("weight decay × 10", 0.0, 10 * decay),
     )  # fmt: skip
     return [{"name": n, "rho": rho, "weight_decay": wd} for n, rho, wd in named]
 
@@ -397,7 +404,8 @@ def shown(record: Record, spectra: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "key": record.key, "rho": exp.rho, "weight_decay": exp.weight_decay,
         "seed": exp.seed, "epochs": exp.epochs, "switch": _switch(exp),
-        "words": f"ρ {exp.rho:g}, wd {exp.weight_decay:g}, seed {exp.seed}",
+        "words": "SGD: " * (exp.rho == 0)
+        + f"ρ {exp.rho:g}, wd {exp.weight_decay:g}, seed {exp.seed}",
         "curve": {"epoch": record.curves["epoch"]}
         | {n: [round(v, 1) for v in record.curves[of]] for n, of in names.items()},
         "spectra": [

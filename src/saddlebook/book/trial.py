@@ -48,6 +48,7 @@ METHODS: dict[str, dict[str, str]] = {
 GROUPS = ("overall", "head", "mid", "tail")
 # Measured side by side
 SIDES = {"clean": "images fixed", "as_published": "as published"}
+EXPECTED = {"more": "rise", "less": "fall", "same": "stay"}  # of the tail, by a reader
 load_once = lru_cache(maxsize=2)(data.load)
 
 
@@ -422,6 +423,35 @@ def compared(
             | {"noise": round(noise, 1), "word": word}
         )
     return rows
+
+
+def answered(
+    guess: str,
+    mine: Sequence[dict[str, Any]],
+    stored: Sequence[dict[str, Any]],
+    seeds: int,
+) -> str:
+    """What a run, and the stored seeds of its setting, say of a guess on the tail.
+
+    Args:
+        guess: Of ``EXPECTED``.
+        mine: From ``compared``, of the reader's run.
+        stored: The same of the stored ones; none if there are none.
+        seeds: How many.
+    """
+    told = (
+        f"You said the tail would {EXPECTED[guess]}. Your run: {_judged(mine, guess)}."
+    )
+    return told + f" {seeds} stored seeds: {_judged(stored, guess)}." * bool(stored)
+
+
+def _judged(rows: Sequence[dict[str, Any]], guess: str) -> str:
+    """Within the noise a difference says nothing."""
+    tail = next(row for row in rows if row["group"] == "tail")
+    told = f"{tail['difference']:+.1f} points (noise ±{tail['noise']:.1f}), "
+    said = "right" if tail["word"] == guess else "wrong"
+    known = tail["word"] in EXPECTED
+    return told.replace("-", "−") + (said if known else "too little to tell")
 
 
 def seed_spread(stored: Sequence[Record], group: str) -> float:

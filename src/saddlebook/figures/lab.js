@@ -159,10 +159,21 @@ const cells = (tag, values) => html("tr", {}, ...values.map((v) => html(tag, {},
 export function told(run) {
   const of = (head, mode) => run.spectra.find((s) => s.mode === mode && s.head === head);
   const words = (s) => `λmin ${say(s.min)}, λmax ${say(s.max)}, ratio ${say(Math.abs(s.min / s.max), 2)}`;
-  return [[false, "rarest class"], [true, "head class"]].flatMap(([c, name]) => {
+  return [[false, "rarest class"], [true, "largest class"]].flatMap(([c, name]) => {
     const [clean, loose] = [of(c, "clean"), of(c, "as_published")];
     return clean ? [`${name}, images fixed: ${words(clean)}${loose ? `; as published: ${words(loose)}` : ""}.`] : [];
   });
+}
+
+// The curvature of one run: a row a class, both ways to measure side by side.
+function curvatureTable(run) {
+  const rows = [[false, "rarest class"], [true, "largest class"]].flatMap(([head, name]) => {
+    const [clean, loose] = ["clean", "as_published"].map((mode) => run.spectra.find((s) => s.mode === mode && s.head === head));
+    const three = (s) => (s ? [say(s.min), say(s.max), say(Math.abs(s.min / s.max), 2)] : ["", "", ""]);
+    return clean ? [[name, ...three(clean), ...three(loose)]] : [];
+  });
+  const names = ["curvature", "fixed: λmin", "λmax", "|λmin/λmax|", "as published: λmin", "λmax", "|λmin/λmax|"];
+  return rows.length ? [html("table", {}, cells("th", names), ...rows.map((row) => cells("td", row)))] : [];
 }
 
 function difference(rows) {
@@ -200,7 +211,7 @@ function render({ model, el }) {
   const status = html("p", { class: "sb-status", role: "status" });
   const runs = html("div", { class: "sb-runs", tabindex: 0, role: "region", "aria-label": "Runs" });
   const pin = button("Pin as A", () => ask("pin"));
-  const head = button("Curvature of the head", () => ask("head"));
+  const head = button("Curvature of the largest class", () => ask("head"));
   const clear = button("Clear", () => ask("clear"));
   const save = button("Export", () => ask("export"));
   const left = html("div", { class: "sb-left" }, ...picks, presets, rho.node,
@@ -290,7 +301,7 @@ function render({ model, el }) {
     table(mine);
     const found = model.get("tables").find((t) => b && alike([t], setting).length && t.key === b.key);
     below.replaceChildren(...(found && !running ? [difference(found.rows)] : []),
-      ...words.map((text) => html("p", {}, text)));
+      ...(b && !running ? curvatureTable(b) : []));
   }
   return live(model, [...NAMES, "guess"], draw);
 }
