@@ -67,13 +67,22 @@ page.source(engine.Replica._sam)
 # ## Your own run
 #
 # Move $\rho$: what is stored there shows at once. In Jupyter: press *too large*, say what
-# the tail will do, press Run, and watch a network train in some twenty seconds. Your run,
-# a ring, falls onto the stored ones; the table sets its difference from A beside what
-# another seed alone does, and the curvature of the rarest class stands below, images
-# fixed and as published. Stop leaves a state that Run continues, here or after a restart.
+# the tail will do, press Run, and watch a network train in some twenty seconds. Stop
+# leaves a state that Run continues, here or after a restart.
+#
+# - *Tail* means the three classes with the fewest training images, *head* the three with
+#   the most. Dots are stored runs, five seeds each; rings are yours.
+# - **A** is what you compare with, at first SGD, which is $\rho = 0$. **B** is what you
+#   have chosen. Another seed alone moves the tail by several points: a difference within
+#   that noise, the ±, says nothing. One run is often too little to tell, five are better.
+# - At the dashed line the loss begins to count rare classes more (DRW), so it jumps.
+# - *Curvature*: λmax is the steepest way up from the trained network, for the rarest
+#   class. A λmin as far below zero would be a way down, a saddle. *Fixed*: one set of
+#   images throughout. *As published*: new crops in every product, which alone brings a
+#   negative end of that size ({doc}`ch11_as_published`).
 #
 # *Digits* are a toy, no evidence for or against the paper: its tail is learned by heart,
-# as the paper's is, but one seed moves it by several points. *CIFAR-10-LT* takes minutes
+# as the paper's is. Radii there are a tenth of the paper's. *CIFAR-10-LT* takes minutes
 # and is the setting of the records: a radius and seed that are stored give the stored
 # numbers, to the bit on the processor named in the record, elsewhere within what seeds do.
 

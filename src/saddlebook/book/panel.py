@@ -41,10 +41,13 @@ if TYPE_CHECKING:
     from saddlebook.record import Record
 
 _SCALES = {
-    "lab": "digits, 20 seconds; no evidence",
-    "lite": "CIFAR-10-LT, minutes",
+    "lab": "digits, 20 seconds; no evidence", "lite": "CIFAR-10-LT, minutes",
     "quick": "digits, a second; learns nothing",
-}
+}  # fmt: skip
+_LOSSES = {
+    "CE+DRW": "CE+DRW: rare classes weigh more late", "CE": "CE: plain",
+    "LDAM+DRW": "LDAM+DRW: margins, weights late", "VS": "VS: scaled logits",
+}  # fmt: skip
 _STUDIES = ("lab", "rho_ablation", "weight_decay", "table1")
 _SETTING = ("scale", "method", "rho", "weight_decay", "seed")
 _TEXT = "The lab: accuracy over epochs and over SAM's radius, of stored runs and yours."
@@ -113,7 +116,7 @@ class Panel:
             "seed": 0, "tables": [],
             "weight_decay": Experiment.weight_decay, "decay": Experiment.weight_decay,
             "scales": list(({scale: _SCALES[scale]} | choices).items()),
-            "methods": [(name, name) for name in METHODS], "presets": presets(scale),
+            "methods": list(_LOSSES.items()), "presets": presets(scale),
             "stored": [], "yours": [], "now": _now(None), "guess": "", "answer": "",
             "pinned": _pin(0.0, Experiment.weight_decay), "kernel": False,
         }  # fmt: skip
@@ -245,13 +248,12 @@ class Panel:
     def _start(self, head: bool) -> None:
         if self.trials.running:
             return
+        images = self._images
         try:
             self.trials.start(
                 self._experiment(),
                 head=head,
-                counts=self._images.train_labels.bincount().tolist()
-                if self._images
-                else (),
+                counts=images.train_labels.bincount().tolist() if images else (),
                 data_root=self.data,
                 device=self._device,
             )
@@ -322,13 +324,11 @@ class Panel:
         except UsageError:  # a control is half set
             against = {}
         self.live.tables = [against] if against else []
-        self.live.answer = ""
-        if self.live.guess and against.get("key"):
+        guess, self.live.answer = self.live.guess, ""
+        if guess and against.get("key"):
             stored = self._at(self.live.rho, self.live.weight_decay)
             more = self._against(stored).get("rows", [])
-            self.live.answer = answered(
-                self.live.guess, against["rows"], more, len(stored)
-            )
+            self.live.answer = answered(guess, against["rows"], more, len(stored))
 
     def _chosen(self) -> list[Record]:
         """B: the reader's run of the chosen setting, or the stored ones."""

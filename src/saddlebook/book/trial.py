@@ -442,7 +442,9 @@ def answered(
     told = (
         f"You said the tail would {EXPECTED[guess]}. Your run: {_judged(mine, guess)}."
     )
-    return told + f" {seeds} stored seeds: {_judged(stored, guess)}." * bool(stored)
+    if not stored:
+        return told
+    return f"{told} {seeds} stored seeds: {_judged(stored, guess)}."
 
 
 def _judged(rows: Sequence[dict[str, Any]], guess: str) -> str:

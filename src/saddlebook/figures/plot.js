@@ -61,7 +61,7 @@ function say(x, digits = 3) {
 // screen reader says of it.
 // bare: without axes, for images.
 function picture({ title, xLabel, yLabel, x, y, bare, width = 360, height = 270 }) {
-  const [left, right, top, bottom] = [52, width - 10, 26, height - 40];
+  const [left, right, top, bottom] = [52, width - 15, 26, height - 40];
   const clip = unusedId("clip");
   const inside = svg("g", { "clip-path": `url(#${clip})` });
   const rim = svg("g", { class: "sb-axis" });
