@@ -159,7 +159,8 @@ shown = tables.sheet(fixed.assign(kind=kinds), ("label", "method", "kind"))
 page.table(
     shown,
     "Images fixed, last epoch. One run: value ± bound; more: mean and range. "
-    "Loss in nats; slope and fall as above, in nats, 0.1 promised",
+    "Loss in nats. Slope and fall: nats that the gradient promises, and nats by which "
+    "the loss falls, where the curvature promises 0.1",
 )
 page.value("kinds", spectra_claims.count(kinds))
 page.value("coverage", tables.coverage(last))

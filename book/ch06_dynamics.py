@@ -85,7 +85,7 @@ figures.show(
 )
 figures.show(
     spectra.plot_dynamics(wide, printed, "CE+DRW+SAM"),
-    "The same with SAM.",
+    "The paper's own setting, SAM, one run; points and lines as with SGD.",
 )
 
 # %% tags=["remove-input"]
@@ -98,7 +98,7 @@ figures.show(
 
 figures.show(
     spectra.plot_dynamics(table, printed, "CE+DRW+SAM"),
-    "The small scale, SAM, as above.",
+    "The small scale, SAM; points and lines as with SGD.",
 )
 
 # %% [markdown]
@@ -206,7 +206,7 @@ page.value("settled", claims.counts(judged))
 # fixed the ratio falls through training, most of it early: {glue:text}`settled`. Before
 # the switch SGD has the larger $\lambda_{\max}$, as chapter 3 predicted.
 #
-# 1. In the browser choose a rare class, mode *clean*, and step through the epochs. Which
+# 1. In the browser choose a rare class, *images fixed*, and step through the epochs. Which
 #    end changes most at the switch?
 # 2. Pass `mode="as_published"` to `plot_spectra_through_training` for `lambda_max`. Are the
 #    two measurements closer at this end?

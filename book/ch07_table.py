@@ -110,13 +110,14 @@ wide = report.once(gather.every(page, "full"))
 big = report.by_method(wide or runs)
 last, best = (report.cells(big, printed, c) for c in ("last", "best"))
 shown = last[last["n"].gt(0) & last["group"].isin(report.MARGINS)]
-shown = shown.assign(
-    best=best["mean"], verdict=shown["word"], why=shown["reason"]
-)
-names = ["group", "paper", "mean", "best", "n", "verdict", "why"]
+shown = shown.assign(best=best["mean"])
+names = {"mean": "last epoch", "n": "runs", "word": "verdict"}
+names |= {"best": "best on test", "reason": "undecided because"}
 page.table(
-    shown.set_index("method")[names].round(1),
-    "Test accuracy in percent, last epoch (mean) and best on test",
+    shown.rename(columns=names)
+    .set_index("method")[["group", "paper", *names.values()]]
+    .round(1),
+    "Test accuracy in percent; verdicts are on the last epoch",
 )
 figures.show(
     figures.plot_methods(last, "tail", best),

@@ -88,7 +88,7 @@ for sigma in (0.0, 0.001, 0.01, 0.1):
     times = walk.escape_time.reshape(2, 200)
     rows[f"noise {sigma:g}"] = np.median(times, axis=1)
 table = pd.DataFrame(rows, index=[f"ρ = {rho:g}" for rho in radii])
-page.table(table, "Steps until half have left; inf: more than 1,000")
+page.table(table, "Steps until half have left; –: more than 1,000")
 
 # %% [markdown]
 # Noise shortens the way out. SAM's climb lengthens it; with little noise its walkers

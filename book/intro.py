@@ -35,7 +35,7 @@ page.cards(cards)
 
 # %% [markdown]
 # *Its setting* is the paper's own network, images and schedule; *laptop scale* is real
-# images, a smaller network and fewer of them, five seeds. Horizontal bars are 95 %
+# images, but fewer, and a smaller network, five seeds. Horizontal bars are 95 %
 # intervals.
 #
 # ## Every claim and its verdict
@@ -78,9 +78,10 @@ cells = report.cells(
 )
 cells = cells[cells["group"].isin(report.MARGINS) & cells["n"].gt(0)]
 cells["ours"] = cells.apply(report.plus_minus, axis=1)
-shown = ["group", "paper", "ours", "n", "word", "reason"]
+names = {"n": "runs", "word": "verdict", "reason": "undecided because"}
+shown = ["group", "paper", "ours", "runs", *list(names.values())[1:]]
 page.table(
-    cells.set_index("method")[shown],
+    cells.rename(columns=names).set_index("method")[shown],
     "Test accuracy in percent, last epoch, ± half the 95 % interval from three "
     f"runs on. {report.setting(wide)}",
 )
@@ -101,7 +102,9 @@ own["tested"] = [
     f"{d:+.1f} (p = {p:.2g})"
     for d, p in zip(own.difference, own.p_holm, strict=True)
 ]
-own["place"] = own.dataset.map({"cifar10": "C10", "cifar100": "C100"})
+own["place"] = own.dataset.map(
+    {"cifar10": "CIFAR-10,", "cifar100": "CIFAR-100,"}
+)
 page.table(
     own.assign(place=own.place + " " + own.group)
     .pivot(index="other", columns="place", values="tested")
@@ -117,11 +120,13 @@ page.table(
 # measure them in trained networks. Chapter 7 is the main table in full, chapters 8 and
 # 9 turn its knobs, chapter 10 asks what explains the gain, and chapter 11 compares
 # published and corrected measurements;
-# {doc}`ch14_run_it_yourself` shows how to make any number of it again. Every chapter ends with what could be wrong, two exercises, and a footer that
-# links the records behind it.
+# {doc}`ch14_run_it_yourself` shows how to make any number of it again. Every chapter ends
+# with what could be wrong, two exercises, and a footer with the records behind it.
 #
 # Numbers in the text are read from records as the page is built, figures carry every
-# run as a point, and null results stay where they are.
+# run as a point, and null results stay where they are. Press an underlined number, or
+# *Source* beside a figure or table: it opens the footer's list of commands and of the
+# records that each makes, one link a seed.
 #
 # ## What could be wrong
 #

@@ -12,7 +12,7 @@ both CIFARs; VS, PGD and LPF-SGD settings were not published and are ours (verdi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -505,17 +505,22 @@ def command(study: str, scale: str, dataset: str = "") -> str:
     return f"python -m saddlebook run {study} --scale {scale}{own}"
 
 
-def commands(experiments: Sequence[Experiment]) -> list[str]:
-    """Commands that make the records of ``experiments``, of one scale; few of them."""
-    left, found = set(experiments), []
+def commands(experiments: Iterable[Experiment]) -> dict[str, list[Experiment]]:
+    """Few commands that make the records of ``experiments``, and what each makes.
+
+    What no study has stands under no command, the empty one.
+    """
+    given = {in_study(exp): exp for exp in experiments}
+    own = next((exp.dataset for exp in given.values() if exp.is_own), "")
+    left, found = set(given), dict[str, list[Experiment]]()
     while left:
-        scale = next(iter(left)).scale
+        scale = min(exp.scale for exp in left)
         covers = {name: left & _members(name, scale) for name in STUDIES}
         name = max(covers, key=lambda name: len(covers[name]))
-        if not covers[name]:
-            break
-        found.append(command(name, scale))
-        left -= covers[name]
+        made = covers[name] or {exp for exp in left if exp.scale == scale}
+        line = command(name, scale, own) if covers[name] else ""
+        found.setdefault(line, []).extend(e for key, e in given.items() if key in made)
+        left -= made
     return found
 
 

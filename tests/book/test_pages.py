@@ -14,14 +14,14 @@ pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]
 CHAPTER = "book/ch03_saddles"
 
 
-def test_the_chapter_weighs_less_than_260_kb_beyond_the_theme(site) -> None:
+def test_the_chapter_weighs_less_than_230_kb_beyond_the_theme(site) -> None:
     page = (site / f"{CHAPTER}.html").read_text("utf-8")
     article = page[page.index("<article") : page.index("</article>")]
     images = re.findall(r'<img[^>]+src="([^"]+)"', article)
     weight = len(article.encode())
     weight += sum((site / "book" / name).stat().st_size for name in images)
     # every figure is there twice, for windows and for phones, with its data and code
-    assert weight < 260_000
+    assert weight < 230_000
 
 
 # --- the explorer
@@ -120,6 +120,28 @@ def test_scenes_noise_and_reset_do_what_they_say(visit, explorer) -> None:
     explorer.get_by_role("button", name="Reset").click()
     explorer.get_by_text("SAM never").wait_for()
     assert state_of(explorer)[0] == start[0]
+
+
+def test_play_moves_the_walkers_and_stops_at_the_last_step(visit, explorer) -> None:
+    visit.page.emulate_media(reduced_motion="no-preference")
+    step = explorer.get_by_role("slider", name="Step shown")
+    step.press("Home")
+    play = explorer.get_by_role("button", name=": Step shown")
+    play.press("Enter")
+    start = state_of(explorer)[1]
+    visit.page.locator("input[aria-valuetext='9']").wait_for()
+    play.press("Enter")
+    at = step.get_attribute("aria-valuetext")
+    assert state_of(explorer)[1] != start
+    assert play.inner_text() == "Play"
+    visit.page.wait_for_timeout(200)  # three steps' time
+    assert step.get_attribute("aria-valuetext") == at
+    step.press("End")
+    step.press("ArrowLeft")
+    play.press("Enter")
+    visit.page.locator("input[aria-valuetext='400']").wait_for()
+    assert play.inner_text() == "Play"
+    visit.page.emulate_media(reduced_motion="reduce")
 
 
 FOCUSED = """() => {

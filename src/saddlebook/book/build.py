@@ -3,8 +3,8 @@
 Knows folders; no tensor. The build itself runs no code and no network. How a chapter is
 run is in ``notebooks``.
 
-As a Sphinx extension (``setup``) it keeps the pages free of outside scripts, and
-explains the first use of a word on each page.
+As a Sphinx extension (``setup``) it keeps the pages free of outside scripts, explains
+the first use of a word on each page, and leads from numbers to their records.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from saddlebook.book.notebooks import (
     sentinel,
     tidy,
 )
+from saddlebook.book.sheets import OTHERS
 from saddlebook.disk.files import locked, write_whole
 from saddlebook.errors import UsageError, VerifyError, one_of
 
@@ -91,6 +92,10 @@ def _stage(root: Path, pages: Mapping[str, Any], results: Path) -> Path:
     )
     for name in _SOURCES:
         shutil.copy2(root / name, stage / name)
+    for pattern in OTHERS.values():
+        for path in (root / results).glob(pattern):
+            name = path.relative_to(root / results)
+            write_whole(stage / "book/_static/results" / name, path.read_bytes())
     for stem, notebook in pages.items():
         _copy_records(notebook, root / results, stage / "book/_static/results")
         text = nbformat.writes(tidy(notebook, stem))
@@ -223,16 +228,39 @@ def with_meanings(body: str, words: Mapping[str, str]) -> str:
     return "".join([*parts, word.sub(mark, body[end:])])
 
 
-def _explain(
-    app: Any, pagename: str, template: str, context: Any, doctree: Any
-) -> None:
-    notation = Path(app.srcdir) / "book/notation.md"
-    if pagename.startswith("book/") and "body" in context:
-        context["body"] = with_meanings(context["body"], meanings(notation.read_text()))
+_SOURCE = '<a class="sb-source" href="#records" title="Records and commands">{}</a>'
+_QUOTED = re.compile(r'(?<=<span class="pasted-text">)[^<]+')
+# What shows numbers, to its end: captions, boxes, folded tables, pictures to move
+_SHOWN = re.compile(
+    r"(?=</(?:fig)?caption>|</dd></dl></div>)"
+    r'|<p class="sb-(?:verdict|sure)">.*?(?=</p>)'
+    r'|<details class="sb-tables">.*?</table>|<div class="afm-static".*?</div>',
+    re.DOTALL,
+)
+
+
+def with_sources(body: str) -> str:
+    """A page whose numbers lead to the records and commands named in its footer."""
+    if 'id="records"' not in body:
+        return body
+    body = _QUOTED.sub(lambda found: _SOURCE.format(found[0]), body)
+    return _SHOWN.sub(lambda found: found[0] + " " + _SOURCE.format("Source"), body)
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx."""
+    words: dict[str, str] = {}
+
+    def read(app: Any) -> None:
+        words.update(meanings((Path(app.srcdir) / "book/notation.md").read_text()))
+
+    def explain(
+        app: Any, pagename: str, template: str, context: Any, tree: Any
+    ) -> None:
+        if pagename.startswith("book/") and "body" in context:
+            context["body"] = with_meanings(with_sources(context["body"]), words)
+
+    app.connect("builder-inited", read)
     app.connect("html-page-context", _clean, priority=900)
-    app.connect("html-page-context", _explain)
+    app.connect("html-page-context", explain)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -25,6 +25,7 @@ from saddlebook.book.sheets import (
     card,
     fitting,
     markup,
+    sources,
     without_docstring,
     word_of,
 )
@@ -47,8 +48,7 @@ _PATIENCE = 600  # seconds another chapter may take to train the same quick run
 SMOKE = "smoke scale: shows the machinery, is not evidence"
 _SCALE_NOTES = {
     "full": "the paper's own setting",
-    "lite": "real images, a smaller network and fewer of them: another setting than "
-    "the paper's",
+    "lite": "real images, but fewer, and a smaller network; not the paper's setting",
     "quick": SMOKE,
 }
 
@@ -338,18 +338,13 @@ class Page:
     def footer(self) -> None:
         """Show provenance, and leave the mark by which the build knows it got here."""
         rows = provenance(self._shown.values())
-        links = "".join(
-            f'<li><a href="../_static/results/{record.experiment.scale}/'
-            f'{record.experiment.slug}.json">{record.experiment.slug}</a></li>'
-            for record in self._shown.values()
-        )
         short = {name: text for name, text in rows.items() if name in _SHORT}
         rest = {name: text for name, text in rows.items() if name not in _SHORT}
         more = (
-            "<details><summary>Code, devices and each record</summary>"
-            f"<dl>{_pairs(rest)}</dl><ul>{links}</ul></details>"
+            "<details><summary>Each record, and the command that makes it</summary>"
+            f'<dl id="records">{_pairs(rest)}</dl>'
+            f"<ul>{sources(self._shown, self.results)}</ul></details>"
         )
-        more = more if links else ""
         keys = {r.experiment.slug: r.experiment.scale for r in self._shown.values()}
         _show(
             f'<div class="sb-footer"><dl>{_pairs(short)}</dl>{more}</div>',

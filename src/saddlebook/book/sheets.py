@@ -1,6 +1,6 @@
-"""Tables, verdicts and cards as HTML that fits a window and folds on a phone.
+"""Tables, verdicts, cards and sources as HTML that fits a window, folds on a phone.
 
-Knows tables and cards; no record, no page.
+Knows tables, cards and experiments; no page.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ import ast
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from saddlebook import studies
 from saddlebook.disk.files import write_whole
+from saddlebook.experiment import Experiment
 from saddlebook.figures import style
 from saddlebook.figures.accuracy import plot_cards
 from saddlebook.findings import readme, report
@@ -24,6 +26,14 @@ from saddlebook.findings.inference import WORDS
 from saddlebook.findings.readme import Card
 
 _MOST_COLUMNS = 6  # of a table, in a window of 1280 px
+# Beside the records: numbers that no run gives, files below ``results``
+OTHERS = {
+    "The paper's numbers, printed or digitised": "paper/*.csv",
+    "Mistakes of the shipped networks, <code>gather.count_mistakes()</code>": (
+        "weights/mistakes.json"
+    ),
+    "What the sweep of faults counted, <code>make faults</code>": "faults.json",
+}
 
 
 def fitting(frame: Any) -> tuple[Any, int]:
@@ -45,7 +55,7 @@ _NUMBER = re.compile(r"[-−+–<≤~≈·⁻⁰¹²³⁴⁵⁶⁷⁸⁹\d.,%()�
 def markup(frame: Any, caption: str = "", kind: str = "sb-table") -> str:
     """A table that folds to cards where it is narrow: each cell carries its name."""
     names = [str(n) if n is not None else "" for n in frame.index.names]
-    heads = [", ".join(map(str, c)) if isinstance(c, tuple) else str(c)
+    heads = [", ".join(str(n) for n in c if n) if isinstance(c, tuple) else str(c)
              for c in frame.columns]  # fmt: skip
     if names == [""] and frame.columns.nlevels == 1 and frame.columns.name:
         names = [str(frame.columns.name)]
@@ -118,6 +128,50 @@ def card(one: Card) -> str:
         f'<section class="sb-card"><div>{words}</div>'
         f"<div>{picture}{markup(numbers, kind='sb-numbers')}</div></section>"
     )
+
+
+def sources(experiments: Iterable[Experiment], results: Path) -> str:
+    """Where a page's numbers come from: each command, and the records it makes.
+
+    Args:
+        experiments: Of the records that the page shows.
+        results: Folder of the files that are no records.
+    """
+    parts = [
+        f"<code>{html.escape(line or 'runs of no study')}</code><ul>{_runs(made)}</ul>"
+        for line, made in studies.commands(experiments).items()
+    ]
+    for told, pattern in OTHERS.items():
+        names = [path.relative_to(results) for path in sorted(results.glob(pattern))]
+        links = ", ".join(_file(name.as_posix(), name.name) for name in names)
+        parts += [f"{told}: {links}"] if links else []
+    parts.append(
+        "All else is computed as the page is made, <code>python -m saddlebook book"
+        "</code>, by the code shown or folded beside it."
+    )
+    return "".join(f"<li>{part}</li>" for part in parts)
+
+
+def _runs(experiments: Sequence[Experiment]) -> str:
+    """A line for each method and whatever else differs, with a link a seed."""
+    lines: dict[str, list[str]] = {}
+    for method in dict.fromkeys(exp.method for exp in experiments):
+        some = [exp for exp in experiments if exp.method == method]
+        rows = pd.DataFrame([e.to_dict() for e in some]).drop(columns="seed")
+        differ = rows.loc[:, rows.astype(str).nunique() > 1].to_dict("records")
+        for exp, row in zip(some, differ, strict=True):
+            name = ", ".join([method, *(f"{k} {v}" for k, v in row.items())])
+            link = _file(f"{exp.scale}/{exp.slug}.json", str(exp.seed))
+            lines.setdefault(name, []).append(link)
+    return "".join(
+        f"<li>{html.escape(name)}: seed {', '.join(links)}</li>"
+        for name, links in sorted(lines.items())
+    )
+
+
+def _file(name: str, told: str) -> str:
+    name = html.escape(f"../_static/results/{name}")
+    return f'<a href="{name}">{html.escape(told)}</a>'
 
 
 def write_front(root: Path) -> None:

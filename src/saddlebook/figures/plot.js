@@ -68,6 +68,7 @@ function picture({ title, xLabel, yLabel, x, y, bare, width = 360, height = 270 
   const window = svg("rect", { x: left, y: top, width: right - left, height: bottom - top });
   const view = {
     title,
+    names: [xLabel, yLabel],
     x: scale(x.domain, [left, right], x.kind),
     y: scale(y.domain, [bottom, top], y.kind),
     node: svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" },
@@ -117,8 +118,11 @@ function line(view, points, kind, more = {}) {
 }
 const level = (view, y, kind) => line(view, view.x.domain.map((x) => [x, y]), kind);
 const upright = (view, x, kind) => line(view, view.y.domain.map((y) => [x, y]), kind);
+// A mark says its values when the mouse rests on it.
+const hover = ({ names: [x, y] }, px, py) =>
+  svg("title", {}, `${x}: ${say(px, 4)}\n${y}: ${say(py, 4)}`);
 const dot = (view, px, py, kind, r = 4) =>
-  svg("circle", { cx: view.x(px), cy: view.y(py), r, class: kind });
+  svg("circle", { cx: view.x(px), cy: view.y(py), r, class: kind }, hover(view, px, py));
 const note = (view, px, py, words, more = {}) =>
   svg("text", { x: view.x(px), y: view.y(py), class: "sb-words", ...more }, words);
 

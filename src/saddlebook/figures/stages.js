@@ -30,7 +30,8 @@ function tile(view, sheet, size, [x, y, column, row, down = 0, across = 0, mirro
 function bar(view, kind, [x, y]) {
   const [foot, top] = [view.y(view.y.domain[0]), view.y(y)];
   const width = 0.7 * (view.x(1) - view.x(0));
-  return svg("rect", { x: view.x(x) - width / 2, y: top, width, height: foot - top, class: kind });
+  return svg("rect", { x: view.x(x) - width / 2, y: top, width, height: foot - top, class: kind },
+    hover(view, x, y));
 }
 
 function marks(view, state, layer, sheet) {

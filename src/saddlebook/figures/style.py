@@ -12,6 +12,7 @@ import html
 import io
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, ParamSpec
@@ -148,9 +149,30 @@ def narrow(figure: Figure) -> str:
             ax.tick_params(labelleft=True, labelbottom=True)
     for ax in drawn:
         _break_names(ax)
+    _legend_above(figure, _PHONE)
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         figure.set_size_inches(_PHONE, high)
     return inline(figure)
+
+
+def _legend_above(figure: Figure, width: float) -> None:
+    """Put the one legend above the panels, where it covers nothing, in rows that fit.
+
+    Panels with legends of their own keep them.
+    """
+    inside = [legend for ax in figure.axes if (legend := ax.get_legend())]
+    legends = inside or figure.legends
+    if len(legends) != 1:
+        return
+    old = legends[0]
+    names = [text.get_text() for text in old.get_texts()]
+    columns = int(width / (0.45 + 0.075 * max(map(len, names))))
+    figure.legend(
+        old.legend_handles, names, loc="outside upper left", handlelength=2.2,
+        ncols=max(1, min(len(names), columns)), title=old.get_title().get_text(),
+        alignment="left",
+    )  # fmt: skip
+    old.remove()
 
 
 def _break_names(ax: Axes) -> None:
@@ -224,6 +246,7 @@ def show(axes: Axes, caption: str) -> None:
 
     figure = figure_of(axes)
     told, more = describe(figure), _more(figure)
+    _legend_above(figure, figure.get_figwidth())
     wide = f'<div class="sb-wide">{slim(inline(figure))}</div>'
     phone = f'<div class="sb-narrow">{slim(narrow(figure))}</div>'
     body = f'<div class="sb-picture">{wide}{phone}</div>'
@@ -253,7 +276,25 @@ def slim(picture: str) -> str:
     rest = re.sub(r' transform="rotate\(-?0 [^"]*"', "", rest)
     rest = re.sub(r"\s*\n\s*", " ", rest).replace("> <", "><")
     rest = re.sub(r"<g>(<(?:use|path|text)[^>]*(?:/>|>[^<]*</text>))</g>", r"\1", rest)
-    return f"{head}>{rest.replace('xlink:href', 'href')}"
+    return f"{head}>{_named_once(rest.replace('xlink:href', 'href'))}"
+
+
+def _named_once(body: str) -> str:
+    """Styles that repeat as rules for classes no other picture has, and short ids."""
+    mark = "s" + hashlib.sha256(body.encode()).hexdigest()[:7]
+    styles = Counter(re.findall(r' style="([^"]*)"', body))
+    short = {
+        style: f"{mark}{i}" for i, (style, n) in enumerate(styles.items()) if n > 2
+    }
+    body = re.sub(
+        r' style="([^"]*)"',
+        lambda m: f' class="{short[m[1]]}"' if m[1] in short else m[0],
+        body,
+    )
+    for i, name in enumerate(re.findall(r' id="([^"]*)"', body)):
+        body = re.sub(rf'(id="|#){name}(?=["\)])', rf"\g<1>{mark}{i:x}i", body)
+    rules = "".join(f".{name}{{{style}}}" for style, name in short.items())
+    return f"<style>{rules}</style>{body}"
 
 
 def relative(path: str) -> str:

@@ -214,13 +214,13 @@ def plot_radii(
     for full in studies.rho_ablation(seeds=(0,)):
         rho = at_scale(full, scale).rho
         row = {"ρ here": f"{rho:g}", "ρ, paper's scale": f"{full.rho:g}"}
-        row["runs"] = str(ours[rho, "tail"]["n"]) if (rho, "tail") in ours else "0"
-        for group in GROUPS:
+        for group in ("tail", "overall", "head", "mid"):
             seen = ours.get((rho, group))
             row[group] = "–" if seen is None else report.plus_minus(seen)
-        for group in ("overall", "tail"):
             told = theirs.get((full.rho, group))
-            row[f"{group}, paper"] = "–" if told is None else f"{told['mean']:.1f}"
+            if group in _GROUPS:
+                row[f"{group}, paper"] = "–" if told is None else f"{told['mean']:.1f}"
+        row["runs"] = str(ours[rho, "tail"]["n"]) if (rho, "tail") in ours else "0"
         rows.append(row)
     return pd.DataFrame(rows).set_index("ρ here")
 

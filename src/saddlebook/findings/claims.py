@@ -54,11 +54,12 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _POWER = re.compile(r"(?<![\w.])([-+−]?\d+(?:\.\d+)?)e([-+]?\d+)(?![\w-])")
 _ZERO = re.compile(r"(?<![\w.])[-−+](0(?:\.0+)?)(?![\w.])")
 _HYPHEN = re.compile(r"(?<![\w.)\]-])-(?=\.?\d)")
+_ABS = re.compile(r"\babs\((λ[^()]*)\)")  # a bar would end a cell of Markdown
 
 
 def typeset(text: str) -> str:
-    """Text with true minus signs, powers of ten written out, and no negative zero."""
-    text = _POWER.sub(_power, text)
+    """Text with true minus signs and powers of ten, bars, and no negative zero."""
+    text = _ABS.sub(r"|\1|", _POWER.sub(_power, text))
     return _HYPHEN.sub("−", _ZERO.sub(r"\1", text))
 
 
@@ -447,6 +448,6 @@ def sentence(judged: pd.DataFrame) -> str:
     for word in (SUPPORTED, CONTRADICTED, UNDECIDED):
         rows = judged[judged["word"] == word]
         if len(rows):
-            each = [f"{row['statement']} ({row['here']})" for _, row in rows.iterrows()]
+            each = [f"{row['statement']}, {row['here']}" for _, row in rows.iterrows()]
             parts.append(f"{word.capitalize()}: {'; '.join(each)}.")
     return " ".join(parts)

@@ -378,7 +378,8 @@ def flattening(table: pd.DataFrame) -> str:
     low, high = (times(factor_by_seed(at_equal_loss(early, end))) for end in ENDS)
     return (
         "SAM does flatten: where both fit a class equally well, before the switch, its "
-        f"most negative curvature is {low} that of SGD, and its largest {high}."
+        f"most negative curvature is {low[1:]} times that of SGD, and its largest "
+        f"{high[1:]} times."
     )
 
 

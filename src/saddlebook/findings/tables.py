@@ -206,14 +206,13 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
     fixed = "" if table["recurrence"].eq("clean").all() else ", fixed images"
     rows = []
     for keys, part in table.groupby(list(by), sort=False):
-        row = {names.get(k, k): key for k, key in zip(by, keys, strict=True)}
-        row |= {"images": f"{part['images'].iloc[0]:.0f}"}
-        row |= {"runs": part["seed"].nunique()}
+        row = {names.get(k, k): _BOTH.get(key, key)
+               for k, key in zip(by, keys, strict=True)}  # fmt: skip
         row |= {
             title: text(part, name)
             for title, name in (
-                ("λmin", "lambda_min"), ("λmax", "lambda_max"),
-                ("|λmin/λmax|", "nonconvexity"),
+                ("|λmin/λmax|", "nonconvexity"), ("λmin", "lambda_min"),
+                ("λmax", "lambda_max"),
             )
         }  # fmt: skip
         row |= {
@@ -223,7 +222,8 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
                 ("slope", "slope", ".2g"), ("fall", "fall", "+.2g"),
             )
         }  # fmt: skip
-        rows.append(row)
+        row |= {"images": f"{part['images'].iloc[0]:.0f}"}
+        rows.append(row | {"runs": part["seed"].nunique()})
     return pd.DataFrame(rows).set_index(names.get(by[0], by[0]))
 
 
@@ -241,7 +241,7 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
     for (name, method, mode), group in part.groupby(
         ["name", "method", "mode"], sort=False
     ):
-        column = f"{method}, {str(mode).replace('_', ' ')}"
+        column = f"{method}, {_BOTH[str(mode)]}"
         told.setdefault(str(name), {})[column] = text(group, "nonconvexity")
     wide = pd.DataFrame.from_dict(told, orient="index").fillna("–")
     return wide.rename_axis("class, images")
@@ -380,10 +380,15 @@ def mistakes_sheet(
 
 def _taken(counts: Sequence[int], y: int, names: Sequence[str]) -> str:
     """``right 31 %; cat 12, dog 9, deer 7``: of all images of the class."""
-    share = 100 / sum(counts)
+    shares = _percent(counts)
     order = sorted(set(range(len(counts))) - {y}, key=lambda k: -counts[k])[:3]
-    wrong = ", ".join(f"{names[k]} {share * counts[k]:.0f}" for k in order)
-    return f"right {share * counts[y]:.0f} %; {wrong}"
+    wrong = ", ".join(f"{names[k]} {shares[k]:.0f}" for k in order)
+    return f"right {shares[y]:.0f} %; {wrong}"
+
+
+def _percent(counts: Iterable[int]) -> list[float]:
+    parts = list(counts)
+    return [100 * part / sum(parts) for part in parts]
 
 
 def told_losses(counts: Sequence[Sequence[int]]) -> str:
@@ -394,16 +399,12 @@ def told_losses(counts: Sequence[Sequence[int]]) -> str:
     """
     groups = class_groups(len(counts))
     tail = groups["tail"]
-    share = 100 / sum(sum(counts[y]) for y in tail)
-    lost = {
-        name: share * sum(counts[y][k] for y in tail for k in of if k != y)
-        for name, of in groups.items()
-    }
-    right = share * sum(counts[y][y] for y in tail)
+    lost = [sum(counts[y][k] for y in tail for k in of if k != y)
+            for of in groups.values()]  # fmt: skip
+    right, head, mid, other = _percent([sum(counts[y][y] for y in tail), *lost])
     return (
-        f"{right:.0f} % of the tail's images are right, {lost['head']:.0f} % go to "
-        f"head classes, {lost['mid']:.0f} % to mid, {lost['tail']:.0f} % to other tail "
-        "classes"
+        f"{right:.0f} % of the tail's images are right, {head:.0f} % go to head "
+        f"classes, {mid:.0f} % to mid, {other:.0f} % to other tail classes"
     )
 
 
