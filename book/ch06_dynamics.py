@@ -147,7 +147,8 @@ figures.show(
 )
 
 # %% tags=["remove-input"]
-tail = tables.pick(table, label=-2, mode="clean").sort_values("stage")
+tail = tables.pick(table, label=-2, mode="clean")
+tail = tail.sort_values(["stage", "method"])
 page.table(
     tables.sheet(
         tail.assign(kind=spectra_claims.kinds(tail)),

@@ -223,7 +223,7 @@ fewer_found = gather.verdicts(page, spectra_claims.images_family())
 table = tables.pick(tables.spectra_table(fewer), data="of")
 figures.show(
     sweeps.plot_scatter(
-        table,
+        table.replace({"recurrence": tables.WAYS}),
         "images",
         "nonconvexity",
         "recurrence",

@@ -30,7 +30,7 @@ def test_every_number_leads_to_its_records_and_their_commands(site):
         assert [part for part in shown if 'href="#records"' not in part] == []
         lists = text[text.index('id="records"') :]
         made = re.findall(r"<li><code>([^<]*)</code><ul>(.*?)</ul>", lists)
-        links = re.findall(r'href="([^"]*/(?:lite|full)/[^"]*)', lists)
+        links = re.findall(r'href="([^"]*/(?:lite|full|lab)/[^"]*)', lists)
         assert len(set(links)) == len(links), entry
         assert len(links) == sum(some.count("href") for _, some in made), entry
         for command, some in made:
@@ -47,35 +47,18 @@ def visit(site, browser):
     visit.context.close()
 
 
-@pytest.mark.parametrize(
-    "where", [".pasted-text", "caption", "figcaption", ".sb-claim"]
-)
-def test_a_record_is_two_clicks_from_a_number(visit, where):
-    page = visit.page
-    page.goto(visit.url)
-    page.locator(f"{where} .sb-source").first.click()
-    record = page.locator("#records + ul a").first
-    assert record.is_visible()
-    assert page.get_by_text("python -m saddlebook run rho_ablation").is_visible()
-    record.click()
-    found = json.loads(page.inner_text("body"))
-    assert found["key"] in page.url
-
-
 def test_a_mark_tells_its_record_s_value_under_the_mouse(visit):
     page = visit.page
-    page.goto(visit.url)
-    widget = visit.widget()
-    names = ("overall", "head", "mid", "tail")
+    widget = page.locator(".sb-widget", has=page.get_by_label("Stored ρ"))
     runs = Store(ROOT / "results/lite").records(studies.named("rho_ablation", "lite"))
     told = {
-        f"ρ: {r.experiment.rho:g}\ntest accuracy, %: {round(value, 2):.4g}"
-        for r in runs
-        for value in (getattr(r.accuracy, name) for name in names)
+        f"ρ: {run.experiment.rho:g}\ntest accuracy, %: {round(value, 2):.4g}"
+        for run in runs
+        for value in run.accuracy
     }
     marks = widget.locator(".sb-views svg").first.locator("circle")
     assert set(marks.locator("title").all_text_contents()) == told
-    widget.scroll_into_view_if_needed()
+    widget.locator(".sb-views").scroll_into_view_if_needed()
     seen = set()
     for mark in marks.all()[-8:]:
         box = mark.bounding_box()
@@ -95,7 +78,6 @@ _PRESSED = """() => [
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_chapter_on_paper_is_whole_and_has_nothing_to_press(visit, theme):
     page = visit.page
-    page.goto(visit.url)
     page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
     page.set_viewport_size({"width": 718, "height": 1000})
     page.emulate_media(media="print")
@@ -108,3 +90,16 @@ def test_a_chapter_on_paper_is_whole_and_has_nothing_to_press(visit, theme):
     assert len(re.findall(rb"/Type ?/Page\b", paper)) > 5
     page.emulate_media(media="screen")
     page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_a_record_is_two_clicks_from_a_number(visit):
+    page = visit.page
+    fold = page.locator("details:has(> #records)")
+    record = page.locator("#records + ul a").first
+    for where in (".pasted-text", "caption", "figcaption", ".sb-claim", ".sb-verdict"):
+        fold.evaluate("el => { el.open = false; }")
+        page.locator(f"{where} .sb-source").first.click()
+        record.wait_for(timeout=5000)
+        assert page.get_by_text("run rho_ablation --scale lite").last.is_visible()
+    record.click()
+    assert json.loads(page.inner_text("body"))["key"] in page.url

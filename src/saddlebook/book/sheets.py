@@ -59,24 +59,22 @@ def markup(frame: Any, caption: str = "", kind: str = "sb-table") -> str:
              for c in frame.columns]  # fmt: skip
     if names == [""] and frame.columns.nlevels == 1 and frame.columns.name:
         names = [str(frame.columns.name)]
-    rows = [
-        [*(map(_cell, i) if isinstance(i, tuple) else [_cell(i)]), *map(_cell, row)]
-        for i, row in zip(frame.index, frame.itertuples(index=False), strict=True)
-    ]
+    index = [frame.index.get_level_values(i).tolist() for i in range(len(names))]
+    body = [frame.iloc[:, i].tolist() for i in range(frame.shape[1])]
+    columns = [_column(values) for values in index + body]
+    rows = zip(*columns, strict=True)
     heads = [typeset(name) for name in names + heads]
-    numeric = [
-        all(_NUMBER.fullmatch(cell) for cell in col) for col in zip(*rows, strict=True)
-    ]
+    numeric = [all(map(_NUMBER.fullmatch, column)) for column in columns]
     marks = [' class="sb-n"' if yes else "" for yes in numeric]
     head = "".join(
         f'<th scope="col"{mark}>{html.escape(name)}</th>'
         for name, mark in zip(heads, marks, strict=True)
     )
-    body = "".join(f"<tr>{_row(row, heads, marks, len(names))}</tr>" for row in rows)
+    lines = "".join(f"<tr>{_row(row, heads, marks, len(names))}</tr>" for row in rows)
     title = f"<caption>{html.escape(typeset(caption))}</caption>" if caption else ""
     return (
         f'<table class="{kind}">{title}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table>"
+        f"<tbody>{lines}</tbody></table>"
     )
 
 
@@ -90,6 +88,16 @@ def _row(
         word = badge(cell) if cell in WORDS else html.escape(cell)
         cells.append(f'<{tag}{mark} data-label="{label}">{word}</{tag.split()[0]}>')
     return "".join(cells)
+
+
+def _column(values: Sequence[Any]) -> list[str]:
+    """Cells of a column; plain numbers with as many decimals as one of them needs."""
+    cells = [_cell(value) for value in values]
+    if not all(isinstance(v, float) and math.isfinite(v) for v in values):
+        return cells
+    decimals = max(len(cell.partition(".")[2]) for cell in cells)
+    powers = any("·" in cell for cell in cells)
+    return cells if powers else [typeset(f"{v:.{decimals}f}") for v in values]
 
 
 def _cell(value: Any) -> str:

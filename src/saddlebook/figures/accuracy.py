@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator
 
-from saddlebook.figures.style import BLUE, COLOURS, GREY, INK, ORANGE, TEAL, styled
+from saddlebook.figures.style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    INK,
+    ORANGE,
+    TEAL,
+    log_axis,
+    styled,
+)
 from saddlebook.figures.style import panels as panels
 from saddlebook.figures.style import show as show
 from saddlebook.findings import claims
@@ -86,7 +94,7 @@ def plot_curves(
         )  # fmt: skip
         told.append(f"{name} {_path(part[x], part[y])}")
     for axis in log:
-        _log(ax, axis)
+        log_axis(ax, axis)
     return _finish(ax, x, y, told, legend_title=by)
 
 
@@ -297,16 +305,6 @@ def _points(ax: Axes, x: Any, y: Any, i: int) -> list[Line2D]:
     )  # fmt: skip
 
 
-def _log(ax: Axes, axis: str) -> None:
-    if axis == "x":
-        ax.set_xscale("log")
-    else:
-        ax.set_yscale("log")
-    one = ax.xaxis if axis == "x" else ax.yaxis
-    one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    one.set_minor_locator(NullLocator())
-
-
 def _path(x: Iterable[Hashable], y: Iterable[float]) -> str:
     places, values = list(x), list(y)
     first, last = (f"{value + 0.0:.3g}" for value in (values[0], values[-1]))
@@ -320,7 +318,7 @@ def _finish(
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     if ax.get_yscale() == "log":
-        _log(ax, "y")
+        log_axis(ax, "y")
     first = ax.get_figure().axes[0]  # type: ignore[union-attr]
     names, known = (a.get_legend_handles_labels()[1] for a in (ax, first))
     if ax is first or names != known:

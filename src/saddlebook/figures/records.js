@@ -56,7 +56,7 @@ export function story(state) {
   const ratio = say(Math.abs(found.lambda_min / found.lambda_max));
   return [
     ...told,
-    `Its loss Hessian at epoch ${state.epoch} (${found.mode}): λmin = ${low}, λmax = ${high}, ` +
+    `Its loss Hessian at epoch ${state.epoch} (${WAYS[found.mode] || found.mode}): λmin = ${low}, λmax = ${high}, ` +
       `|λmin/λmax| = ${ratio}.`,
   ];
 }

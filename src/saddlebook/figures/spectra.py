@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 
 from saddlebook.curvature.modes import MODES
 from saddlebook.curvature.spectrum import Spectrum
-from saddlebook.figures.style import BLUE, COLOURS, GREY, INK, ORANGE, panels, styled
+from saddlebook.figures.style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    INK,
+    ORANGE,
+    log_axis,
+    panels,
+    styled,
+)
 from saddlebook.findings.tables import FALL, LAST, NONE, STAGES, pick
 from saddlebook.findings.tables import label as class_number
 
@@ -58,11 +67,9 @@ def plot_dynamics(
             part = pick(table, method=method, label=label, mode=mode)
             _runs(ax, part, colour, marker, name)
             told.append(f"{name} {_path(part)}")
-        ax.set_yscale("log")
+        log_axis(ax, "y")
         ax.set_title(f"class {label}")
         ax.set_xticks(range(0, len(STAGES), 2), [str(epochs[s]) for s in STAGES[::2]])
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_locator(NullLocator())
         ax.axvline(_places([160])[0] + 0.5, color=INK, linewidth=1, linestyle=":")
         ax.set_label(f"ratio through training: {'; '.join(told)}.")
     axes[0].set_ylabel("|λmin/λmax|")
@@ -126,7 +133,7 @@ def plot_spectra_through_training(
             part = part.assign(**{y: part[y].abs()}).dropna(subset=[y])
             _runs(ax, part, COLOURS[i], "os"[i], method, y)
             told.append(f"{method} {len(part)} points")
-        ax.set_yscale("log")
+        log_axis(ax, "y")
         ax.set_title(f"class {label}")
         ax.set_xticks(range(0, len(STAGES), 2), [str(epochs[s]) for s in STAGES[::2]])
         ax.axvline(_places([160])[0] + 0.5, color=INK, linewidth=1, linestyle=":")
@@ -241,8 +248,7 @@ def plot_controls(table: pd.DataFrame) -> Axes:
             told.append(f"{one}, {name}: {values.mean():.2g}")
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    log_axis(ax, "x")
     ax.set_xlabel("|λmin/λmax| at the last epoch")
     ax.legend(loc="best")
     ax.set_label(f"ratio by class and images: {'; '.join(told)}.")
@@ -266,16 +272,17 @@ def plot_at_equal_loss(table: pd.DataFrame, pairs: Mapping[str, pd.DataFrame]) -
         part = pick(table, optimizer=kind, mode="clean")
         left.plot(part["loss"], part["lambda_min"].abs(), "os"[i], color=COLOURS[i],
                   markersize=3, alpha=0.5, label=kind.upper())  # fmt: skip
-    left.set(xscale="log", yscale="log", xlabel="loss of the class (nats)")
-    left.set_ylabel("|λmin| of the class")
+    left.set(xlabel="loss of the class (nats)", ylabel="|λmin| of the class")
+    log_axis(left, "x")
+    log_axis(left, "y")
     left.set_label(f"|λmin| against the loss, {len(table)} spectra.")
     told = [
         _factors(right, part, name, COLOURS[i + 2], "Dv"[i])
         for i, (name, part) in enumerate(pairs.items())
     ]
     right.axhline(1, color=INK, linewidth=1, linestyle=":")
-    right.set(yscale="log", xlabel="radius ρ", ylabel="SAM ÷ SGD at equal loss")
-    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    right.set(xlabel="radius ρ", ylabel="SAM ÷ SGD at equal loss")
+    log_axis(right, "y")
     right.set_label(f"SAM divided by SGD: {'; '.join(told)}.")
     legend_once([left, right])
     return left

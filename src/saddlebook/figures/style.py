@@ -24,7 +24,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from saddlebook.findings.claims import typeset
 
@@ -91,6 +91,16 @@ def panels(
     return list(made)
 
 
+def log_axis(ax: Axes, axis: str) -> None:
+    """Make ``x`` or ``y`` logarithmic, in plain numbers; short ones with 2 and 5."""
+    getattr(ax, f"set_{axis}scale")("log")
+    low, high = getattr(ax, f"get_{axis}lim")()
+    one = ax.xaxis if axis == "x" else ax.yaxis
+    one.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+    one.set_major_formatter(FuncFormatter(lambda value, _: typeset(f"{value:g}")))
+    one.set_minor_locator(NullLocator())
+
+
 def figure_of(axes: Axes) -> Figure:
     """The figure that holds these axes."""
     assert isinstance(axes.figure, Figure)
@@ -147,6 +157,11 @@ def narrow(figure: Figure) -> str:
         for ax, spec in drawn.items():
             ax.set_subplotspec(grid[places.index(spec)])
             ax.tick_params(labelleft=True, labelbottom=True)
+        named = {ax: name for ax in drawn if (name := ax.get_xlabel())}
+        if len(named) == 1:  # one name for all stands below the last
+            for ax, name in named.items():
+                ax.set_xlabel("")
+                [*drawn][-1].set_xlabel(name)
     for ax in drawn:
         _break_names(ax)
     _legend_above(figure, _PHONE)
@@ -166,12 +181,19 @@ def _legend_above(figure: Figure, width: float) -> None:
         return
     old = legends[0]
     names = [text.get_text() for text in old.get_texts()]
-    columns = int(width / (0.45 + 0.075 * max(map(len, names))))
-    figure.legend(
-        old.legend_handles, names, loc="outside upper left", handlelength=2.2,
-        ncols=max(1, min(len(names), columns)), title=old.get_title().get_text(),
-        alignment="left",
-    )  # fmt: skip
+    marks = {
+        name: mark for ax in figure.axes
+        for mark, name in zip(*ax.get_legend_handles_labels(), strict=True)
+    }  # fmt: skip
+    shown = zip(names, old.legend_handles, strict=True)
+    columns = int(width / (0.75 + 0.075 * max(map(len, names))))
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure.legend(
+            [marks.get(name, mark) for name, mark in shown], names,
+            loc="outside upper left", handlelength=2.2,
+            ncols=max(1, min(len(names), columns)), title=old.get_title().get_text(),
+            alignment="left",
+        )  # fmt: skip
     old.remove()
 
 

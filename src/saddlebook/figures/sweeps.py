@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
 
 from saddlebook import studies
 from saddlebook.figures.spectra import empty, legend_once
@@ -22,6 +21,7 @@ from saddlebook.figures.style import (
     INK,
     ORANGE,
     TEAL,
+    log_axis,
     panels,
     styled,
 )
@@ -142,8 +142,7 @@ def plot_scatter(
         ax.plot(part[x], part[y], linestyle="", markersize=4, label=str(name), **style)
         told.append(f"{name} {part[y].mean():.3g} at {part[x].mean():.2g}")
     if log and told:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        log_axis(ax, "x")
     return _named(ax, names[0] or x, names[1] or y, told or ["not run yet"])
 
 
@@ -370,14 +369,10 @@ def plot_edges(table: pd.DataFrame, radii: Sequence[float] = (0.0, 0.5, 1.3)) ->
         ax.set_title(f"ρ = {part['rho'].max():g}" if len(part) else f"ρ = {radius:g}")
         _draw_edge(ax, part)
     _draw_settled(axes[-1], table[table["settled"]])
-    axes[0].set_yscale("log")
-    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    log_axis(axes[0], "y")
     axes[0].set_ylabel("λmax of the total loss")
     legend_once(axes[:-1])
     return axes[0]
-
-
-_EDGES = (5, 10, 20, 40)  # ticks
 
 
 def _draw_edge(ax: Axes, part: pd.DataFrame) -> None:
@@ -403,9 +398,7 @@ def _draw_settled(ax: Axes, table: pd.DataFrame) -> None:
     ax.plot(means["edge"], means["lambda_max"], "D", color=TEAL, markersize=3.5)
     ends = [means["edge"].min(), means["edge"].max()]
     ax.plot(ends, ends, "--", color=GREY)
-    ax.set_xscale("log")
-    ax.set_xticks(_EDGES, [f"{edge}" for edge in _EDGES])
-    ax.minorticks_off()
+    log_axis(ax, "x")
     ax.set_xlabel("edge")
     told = [f"{m['lambda_max']:.3g} at {m['edge']:.3g}" for _, m in means.iterrows()]
     ax.set_label(f"λmax at each edge: {', '.join(told)}.")

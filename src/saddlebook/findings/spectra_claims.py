@@ -92,8 +92,9 @@ class Exceeds(Contrast):
 def _claim(
     name: str, statement: str, more: Cell, less: Cell | None = None, **where: Any
 ) -> Claim:
+    digits = 3 if more.value == "nonconvexity" else 1  # a ratio, or an eigenvalue
     part = Exceeds(
-        name=name, low=0.0, two_sided=True, unpaired=False, digits=3, more=more,
+        name=name, low=0.0, two_sided=True, unpaired=False, digits=digits, more=more,
         less=less, **where,
     )  # fmt: skip
     return Claim(name, statement, ((part,),))

@@ -190,6 +190,10 @@ def published_dynamics(printed: pd.DataFrame) -> pd.DataFrame:
 
 
 _BOTH = {"as_published": "as published", "clean": "images fixed"}
+WAYS = _BOTH | {
+    "redrawn": "new crops, β after", "fixed_before": "images fixed, β before",
+    "frozen": "frozen views", "augmented": "mean over all views",
+}  # fmt: skip
 
 
 def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
@@ -206,7 +210,7 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
     fixed = "" if table["recurrence"].eq("clean").all() else ", fixed images"
     rows = []
     for keys, part in table.groupby(list(by), sort=False):
-        row = {names.get(k, k): _BOTH.get(key, key)
+        row = {names.get(k, k): WAYS.get(key, key)
                for k, key in zip(by, keys, strict=True)}  # fmt: skip
         row |= {
             title: text(part, name)
