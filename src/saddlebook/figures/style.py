@@ -171,30 +171,29 @@ def narrow(figure: Figure) -> str:
 
 
 def _legend_above(figure: Figure, width: float) -> None:
-    """Put the one legend above the panels, where it covers nothing, in rows that fit.
+    """Put one legend above the panels, where it covers nothing, in rows that fit.
 
-    Panels with legends of their own keep them.
+    Panels whose legends say different things keep them.
     """
     inside = [legend for ax in figure.axes if (legend := ax.get_legend())]
-    legends = inside or figure.legends
-    if len(legends) != 1:
+    said = {old: [text.get_text() for text in old.get_texts()]
+            for old in inside or figure.legends}  # fmt: skip
+    names = max(said.values(), key=len, default=[])
+    if not names or any(set(some) - set(names) for some in said.values()):
         return
-    old = legends[0]
-    names = [text.get_text() for text in old.get_texts()]
     marks = {
         name: mark for ax in figure.axes
         for mark, name in zip(*ax.get_legend_handles_labels(), strict=True)
     }  # fmt: skip
-    shown = zip(names, old.legend_handles, strict=True)
     columns = int(width / (0.75 + 0.075 * max(map(len, names))))
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         figure.legend(
-            [marks.get(name, mark) for name, mark in shown], names,
-            loc="outside upper left", handlelength=2.2,
-            ncols=max(1, min(len(names), columns)), title=old.get_title().get_text(),
-            alignment="left",
+            [marks[name] for name in names], names, loc="outside upper left",
+            handlelength=2.2, ncols=max(1, min(len(names), columns)),
+            title=next(iter(said)).get_title().get_text(), alignment="left",
         )  # fmt: skip
-    old.remove()
+    for old in said:
+        old.remove()
 
 
 def _break_names(ax: Axes) -> None:
