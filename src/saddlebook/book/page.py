@@ -341,7 +341,7 @@ class Page:
         short = {name: text for name, text in rows.items() if name in _SHORT}
         rest = {name: text for name, text in rows.items() if name not in _SHORT}
         more = (
-            "<details><summary>Each record, and the command that makes it</summary>"
+            "<details><summary>Where each number comes from</summary>"
             f'<dl id="records">{_pairs(rest)}</dl>'
             f"<ul>{sources(self._shown, self.results)}</ul></details>"
         )

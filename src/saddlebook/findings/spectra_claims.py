@@ -92,7 +92,7 @@ class Exceeds(Contrast):
 def _claim(
     name: str, statement: str, more: Cell, less: Cell | None = None, **where: Any
 ) -> Claim:
-    digits = 3 if more.value == "nonconvexity" else 1  # a ratio, or an eigenvalue
+    digits = 1 if more.value in ENDS else 3  # an eigenvalue, or a ratio
     part = Exceeds(
         name=name, low=0.0, two_sided=True, unpaired=False, digits=digits, more=more,
         less=less, **where,
