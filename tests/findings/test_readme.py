@@ -10,7 +10,7 @@ from saddlebook import studies
 from saddlebook.book import Page, gather, sheets
 from saddlebook.errors import UsageError
 from saddlebook.figures import plot_cards, style
-from saddlebook.findings import inference, readme, report
+from saddlebook.findings import claims, inference, readme, report
 from saddlebook.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def test_readme_and_first_page_say_one_thing_in_one_picture(cards):
     for card in cards:
         shown = html.unescape(sheets.card(card))
         for part in (card.question, card.answer, card.sure, card.verdict):
-            assert part in shown
+            assert claims.typeset(part) in shown
             assert part in text
         for row in card.numbers()[1:]:
             assert f"| {' | '.join(row)} |" in text

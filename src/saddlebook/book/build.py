@@ -94,8 +94,8 @@ def _stage(root: Path, pages: Mapping[str, Any], results: Path) -> Path:
         shutil.copy2(root / name, stage / name)
     for pattern in OTHERS.values():
         for path in (root / results).glob(pattern):
-            name = path.relative_to(root / results)
-            write_whole(stage / "book/_static/results" / name, path.read_bytes())
+            place = stage / "book/_static/results" / path.relative_to(root / results)
+            write_whole(place, path.read_bytes())
     for stem, notebook in pages.items():
         _copy_records(notebook, root / results, stage / "book/_static/results")
         text = nbformat.writes(tidy(notebook, stem))

@@ -210,7 +210,7 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
     fixed = "" if table["recurrence"].eq("clean").all() else ", fixed images"
     rows = []
     for keys, part in table.groupby(list(by), sort=False):
-        row = {names.get(k, k): WAYS.get(key, key)
+        row = {names.get(k, k): WAYS.get(str(key), key)
                for k, key in zip(by, keys, strict=True)}  # fmt: skip
         row |= {
             title: text(part, name)
