@@ -193,12 +193,14 @@ def _ticking(
 ) -> Callable[[int, int], None]:
     """What a recurrence calls after every step; ``work``: before, of this, of all."""
     before, size, total = work
+    class_ = item["class"]
+    whose = "all classes" if class_ is None else f"class {class_}"
 
     def tick(step: int, steps: int) -> None:
         share = min(1.0, step / (steps * _share(item)))
         progress(
             before + round(share * size), total,
-            f"epoch {item['epoch']}, class {item['class']}, {item['mode']}",
+            f"epoch {item['epoch']}, {whose}, {item['mode']}",
         )  # fmt: skip
         if halted():
             raise Stopped(f"stopped measuring after {told}; the same command continues")
