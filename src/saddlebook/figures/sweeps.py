@@ -385,8 +385,8 @@ def _draw_edge(ax: Axes, part: pd.DataFrame) -> None:
     ax.plot(means.index, means["edge"], "--", color=ORANGE, label="edge")
     ax.set_xlabel("epoch")
     ends = means.iloc[[0, -1]]
-    told = [f"{name} {v.iloc[0]:.3g} to {v.iloc[1]:.3g}" for name, v in ends.items()]
-    ax.set_label(f"through training: {', '.join(told)}.")
+    told = [f"{v.iloc[0]:.3g} to {v.iloc[1]:.3g}" for _, v in ends.items()]
+    ax.set_label(f"through training: λmax {told[0]}, its edge {told[1]}.")
 
 
 def _draw_settled(ax: Axes, table: pd.DataFrame) -> None:
