@@ -1,4 +1,4 @@
-"""The widgets as readers move them: from a server and from the disk, no kernel."""
+"""The widgets as readers move them: from the disk, no kernel."""
 
 import re
 
@@ -27,12 +27,10 @@ def test_the_chapter_weighs_less_than_230_kb_beyond_the_theme(site) -> None:
 # --- the explorer
 
 
-@pytest.fixture(scope="module", params=["server", "file"])
-def visit(request, site, browser):
-    """The chapter from a server and from the disk."""
-    served = request.param == "server"
-    home = request.getfixturevalue("server") if served else site.as_uri()
-    visit = Visit(browser, f"{home}/{CHAPTER}.html", width=1200)
+@pytest.fixture(scope="module")
+def visit(site, browser):
+    """The chapter from the disk, where a browser allows a page the least."""
+    visit = Visit(browser, f"{site.as_uri()}/{CHAPTER}.html", width=1200)
     yield visit
     visit.context.close()
 
