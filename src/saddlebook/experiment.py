@@ -288,9 +288,8 @@ class Experiment:
     def milestones(self) -> tuple[int, ...]:
         """Epochs whose weights are kept: the dynamics figure's, in proportion."""
         target = {"epochs": self.epochs, "drw_epoch": self.drw_epoch}
-        return tuple(
-            sorted({mapped_epoch(e, Experiment(), target) for e in _MILESTONES})
-        )
+        paper = Experiment()
+        return tuple(sorted({mapped_epoch(e, paper, target) for e in _MILESTONES}))
 
     @property
     def slug(self) -> str:

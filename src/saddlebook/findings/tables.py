@@ -61,15 +61,18 @@ def spectra_table(records: Iterable[Record]) -> pd.DataFrame:
     out.
     """
     rows = [
-        _row(record, item)
+        _row(record, item, stage)
         for record in records
+        for stage in [stages(record.experiment)]
         for item in record.spectra
         if "lambda_min_bound" in item
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"reported": bool})
 
 
-def _row(record: Record, item: Mapping[str, Any]) -> dict[str, Any]:
+def _row(
+    record: Record, item: Mapping[str, Any], stage: Mapping[int, int]
+) -> dict[str, Any]:
     exp = record.experiment
     recurrence, data = split(item["mode"])
     low, high = item["converged"]
@@ -78,7 +81,7 @@ def _row(record: Record, item: Mapping[str, Any]) -> dict[str, Any]:
     row |= {"seed": exp.seed, "scale": exp.scale, "label": item["class"]}
     row |= {"classes": exp.num_classes}
     row |= {"n": record.per_class["class_counts"][item["class"]]}
-    row |= {"epoch": item["epoch"], "stage": stages(exp).get(item["epoch"], LAST)}
+    row |= {"epoch": item["epoch"], "stage": stage.get(item["epoch"], LAST)}
     row |= {"mode": item["mode"], "recurrence": recurrence, "data": data}
     row |= {"reported": reported, "item": item}
     row |= {name: _number(item.get(name)) for name in _PLAIN}
