@@ -61,8 +61,10 @@ page.claim(
 # spectrum {cite:p}`lanczos1950`. Make each orthogonal to those before it, and $H$ in
 # that basis $V$ is tridiagonal:
 #
-# $$ H v_k = \beta_{k-1} v_{k-1} + \alpha_k v_k + \beta_k v_{k+1}, \qquad
-#    T = V^\top H V = \operatorname{tridiag}(\beta, \alpha, \beta). $$
+# $$ \begin{aligned}
+# H v_k &= \beta_{k-1} v_{k-1} + \alpha_k v_k + \beta_k v_{k+1}, \\
+# T &= V^\top H V = \operatorname{tridiag}(\beta, \alpha, \beta).
+# \end{aligned} $$
 #
 # The eigenvalues of the small matrix $T$ are *Ritz values*; its outermost ones converge
 # first. One step is one product:

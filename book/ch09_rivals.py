@@ -137,6 +137,7 @@ page.table(
 # %% tags=["remove-input"]
 decays = found["weight_decay"] + found["wider_decay"]
 table, row = sweeps.runs(decays), figures.panels(2)
+table["optimizer"] = table["optimizer"].str.upper()
 for ax, group in zip(row, ("overall", "tail"), strict=True):
     names = ("weight decay", "test accuracy (%)")
     sweeps.plot_curve(

@@ -39,7 +39,7 @@ _SETTINGS = (
 )  # fmt: skip
 _COLUMNS = [*_SETTINGS, *GROUPS, "tail_train_loss"]
 _SPECTRUM = ["lambda_min", "lambda_max", "trace"]
-_MARKERS = "osD^v"
+_MARKERS = "osD^vPX*"  # more than colours: the sixth curve is not the first again
 _GROUP_STYLES = {"overall": (INK, "o"), "head": (BLUE, "s"), "mid": (TEAL, "D")}
 _GROUP_STYLES |= {"tail": (ORANGE, "^")}
 
@@ -115,7 +115,11 @@ def plot_curve(
         )
     if log:
         ax.set_xscale("log")
-        ax.set_xticks(sorted(set(table[x])), [f"{v:g}" for v in sorted(set(table[x]))])
+        swept = sorted(set(table[x]))
+        apart = [
+            v for last, v in zip([0, *swept], swept, strict=False) if v > 1.5 * last
+        ]
+        ax.set_xticks(apart, [f"{v:g}" for v in apart])
         ax.minorticks_off()
     return _named(ax, names[0] or x, names[1] or y, told)
 
@@ -148,7 +152,7 @@ def plot_scatter(
 
 def look(name: str, i: int) -> dict[str, Any]:
     """Colour and marker: a group's own everywhere, else the i-th."""
-    colour, marker = _GROUP_STYLES.get(name, (COLOURS[i % 5], _MARKERS[i % 5]))
+    colour, marker = _GROUP_STYLES.get(name, (COLOURS[i % 5], _MARKERS[i % 8]))
     return {"color": colour, "marker": marker}
 
 
