@@ -267,7 +267,7 @@ def show(axes: Axes, caption: str) -> None:
 
     figure = figure_of(axes)
     for ax in figure.axes:  # chapters give titles outside of the style
-        ax.title.set_size(9)
+        ax.title.set_fontsize(9)
     told, more = describe(figure), _more(figure)
     _legend_above(figure, figure.get_figwidth())
     wide = f'<div class="sb-wide">{slim(inline(figure))}</div>'
