@@ -100,6 +100,17 @@ def test_a_preset_asks_for_a_guess_before_it_tells(shown):
     status.filter(has_text="mean of 5 stored seeds").wait_for()
     assert table.count() == 1
 
+    run, seed = (
+        lab.get_by_role("button", name="Run", exact=True),
+        lab.get_by_role("textbox", name="seed"),
+    )
+    seed.fill("abc")
+    seed.press("Enter")
+    assert run.is_disabled()  # it would not run what the box says
+    lab.get_by_role("button", name="SGD", exact=True).click()
+    assert run.is_enabled()
+    assert seed.input_value() == "0"
+
 
 class Visit:
     """The notebook in a tab."""

@@ -94,6 +94,19 @@ def test_a_run_falls_exactly_onto_the_stored_one(finished, results):
     assert f"tail {theirs['tail']:.1f} %" in finished.live.now["message"]
 
 
+def test_a_press_brings_what_the_reader_saw(panel):
+    """Jupyter holds controls back while the kernel is busy, but not a press."""
+    ask(panel, "run", setting={"rho": 0.2, "seed": 3})
+    exp = panel.trials.latest.experiment
+    ask(panel, "stop")
+    wait(panel)
+    assert (exp.rho, exp.seed) == (0.2, 3)
+    ask(panel, "run", setting={"rho": -1.0})
+    assert "rho -1.0" in panel.live.now["message"]
+    panel.choose(rho=0.1)
+    assert panel.live.now["message"] == ""  # it spoke of another setting
+
+
 def test_curves_grow_with_every_test_and_end_as_the_record(finished, results):
     (stored,) = Store(results / "quick").records()
     lengths = [len(now["curve"]["tail"]) for now in finished.seen]
@@ -279,7 +292,7 @@ def test_b_is_compared_with_what_is_pinned_and_the_guess_is_answered(
     panel.live.guess = "more"
     assert panel.live.answer.startswith("You said the tail would rise. Your run: ")
     assert "too little to tell" in panel.live.answer  # one stored run has no spread
-    ask(panel, "choose", key=a["key"])
+    ask(panel, "choose", setting={"rho": a["rho"], "seed": a["seed"]})
     assert panel.live.rho == RHO
 
 

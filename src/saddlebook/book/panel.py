@@ -45,8 +45,8 @@ _SCALES = {
     "quick": "digits, a second; learns nothing",
 }  # fmt: skip
 _LOSSES = {
-    "CE+DRW": "CE+DRW: rare classes weigh more late", "CE": "CE: plain",
-    "LDAM+DRW": "LDAM+DRW: margins, weights late", "VS": "VS: scaled logits",
+    "CE+DRW": "CE+DRW: weights late", "CE": "CE: plain",
+    "LDAM+DRW": "LDAM+DRW: margins", "VS": "VS: scaled logits",
 }  # fmt: skip
 _STUDIES = ("lab", "rho_ablation", "weight_decay", "table1")
 _SETTING = ("scale", "method", "rho", "weight_decay", "seed")
@@ -233,17 +233,18 @@ class Panel:
     # --- what follows from it
 
     def _asked(self, asked: dict[str, Any]) -> None:
-        """A button of the picture was pressed."""
+        """A button of the picture was pressed.
+
+        It brings the setting that the reader saw: while the kernel is busy, Jupyter
+        holds back what controls say and sends a press at once.
+        """
         acts: dict[str, Any] = {"run": self.press, "stop": self.stop, "pin": self.pin}
         acts |= {"head": self.head, "export": self.export, "clear": self.clear}
-        what = asked.get("do", "")
-        if what == "choose":
-            found = [r for r in self._yours if r.key == asked.get("key")]
-            for record in found:
-                exp = record.experiment
-                self.choose(rho=exp.rho, weight_decay=exp.weight_decay, seed=exp.seed)
-        elif what in acts:
-            acts[what]()
+        try:
+            self.choose(**asked.get("setting", {}))
+            acts.get(asked.get("do", ""), lambda: None)()
+        except UsageError as error:
+            self._say(str(error), bad=True)
 
     def _start(self, head: bool) -> None:
         if self.trials.running:
@@ -324,6 +325,8 @@ class Panel:
         except UsageError:  # a control is half set
             against = {}
         self.live.tables = [against] if against else []
+        if not self.live.now["state"]:  # words on what was chosen before
+            self.live.now = _now(None)
         guess, self.live.answer = self.live.guess, ""
         if guess and against.get("key"):
             stored = self._at(self.live.rho, self.live.weight_decay)

@@ -43,27 +43,26 @@ function box(model, name, label, complain) {
   const id = unusedId(name);
   const input = html("input", { type: "text", id, inputmode: "decimal", size: 7, autocomplete: "off" });
   input.dataset.lmSuppressShortcuts = "true";
-  const show = () => { input.value = String(model.get(name)); };
+  const show = () => { input.value = String(model.get(name)); input.removeAttribute("aria-invalid"); };
   const take = () => {
     const value = number(input.value);
     const why = trouble(label, value);
-    input.setAttribute("aria-invalid", String(Boolean(why)));
-    complain(why);
-    if (why) return;
+    if (why) { input.setAttribute("aria-invalid", "true"); return complain(why); }
     model.set(name, value);
     model.save_changes();
     show();
+    complain("");
   };
   input.addEventListener("change", take);
   input.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); take(); } });
   model.on(`change:${name}`, show);
   show();
-  return { input, node: html("label", { class: "sb-box", for: id }, label, input) };
+  return { input, show, node: html("label", { class: "sb-box", for: id }, label, input) };
 }
 
 // The radius: a range with a tick at every stored radius, a box for any other.
 function radius(model, complain) {
-  const { input, node } = box(model, "rho", "ρ", complain);
+  const { input, node, show: again } = box(model, "rho", "ρ", complain);
   const id = unusedId("ticks");
   const list = html("datalist", { id });
   const range = html("input", { type: "range", min: 0, step: "any", list: id, "aria-label": "SAM's radius ρ" });
@@ -88,7 +87,7 @@ function radius(model, complain) {
   model.on("change:rho", show);
   model.on("change:stored", show);
   show();
-  return { inputs: [range, input], node: html("div", { class: "sb-rho" }, node, range, list) };
+  return { inputs: [range, input], show: again, node: html("div", { class: "sb-rho" }, node, range, list) };
 }
 
 // --- pictures
@@ -140,7 +139,7 @@ export function ends(runs, mode) {
 function curvature(stored, yours, size) {
   const rows = [ends(stored, "clean"), ends(yours, "clean"), ends(yours, "as_published")];
   const most = rows.flat().flatMap((s) => [s.min, s.max]);
-  const view = picture({ title: "λmax above, λmin below: rarest class", xLabel: "ρ; rings images fixed, crosses as published", yLabel: "",
+  const view = picture({ title: "Rarest class: λmax, λmin", xLabel: "ρ; rings images fixed, crosses as published", yLabel: "",
     x: { domain: domain([0, 0.1, ...rows.flat().map((s) => s.rho)], 0.04) }, y: { domain: domain(most.length ? [0, ...most] : [-1, 1], 0.08) }, ...size });
   const cross = (x, y, kind) => svg("path", { class: kind,
     d: `M${view.x(x) - 5} ${view.y(y) - 5}l10 10m0 -10l-10 10` });
@@ -184,6 +183,7 @@ function difference(rows) {
 
 // --- all of it
 
+const SETTING = ["scale", "method", "rho", "weight_decay", "seed"];
 const WORDS = [["more", "rise"], ["same", "stay"], ["less", "fall"]];
 
 const NAMES = ["stored", "yours", "now", "tables", "presets", "rho", "weight_decay", "seed", "pinned", "answer", "method", "scale"];
@@ -191,12 +191,15 @@ const NAMES = ["stored", "yours", "now", "tables", "presets", "rho", "weight_dec
 function render({ model, el }) {
   el.classList.add("sb-widget", "sb-lab");
   const kernel = model.get("kernel");
-  const ask = (what, more = {}) => kernel && model.send({ do: what, ...more });
+  const ask = (what, more = {}) => {
+    const setting = Object.fromEntries(SETTING.map((name) => [name, model.get(name)]));
+    if (kernel) model.send({ do: what, setting: { ...setting, ...more } });
+  };
   const shown = new Set(GROUPS);
   const hidden = new Set();
 
   const why = html("p", { class: "sb-bad", role: "alert" });
-  const complain = (text) => { why.textContent = text; };
+  const complain = (text) => { why.textContent = text; draw(); };
   const rho = radius(model, complain);
   const [decay, seed] = [box(model, "weight_decay", "weight decay", complain), box(model, "seed", "seed", complain)];
   const picks = ["scale", "method"].map((name) =>
@@ -234,7 +237,8 @@ function render({ model, el }) {
     for (const [field, value] of Object.entries({ ...setting, guess: "" })) model.set(field, value);
     model.save_changes();
     asked = !alike([setting], model.get("pinned")).length;
-    draw();
+    for (const part of [rho, decay, seed]) part.show();
+    complain("");
   });
   const offerAll = () => presets.replaceChildren(...model.get("presets").map(offer));
   model.on("change:presets", offerAll);
@@ -251,7 +255,7 @@ function render({ model, el }) {
       const seen = html("input", { type: "checkbox", "aria-label": `show ${r.words}` });
       seen.checked = !hidden.has(r.key);
       seen.addEventListener("change", () => { hidden[seen.checked ? "delete" : "add"](r.key); draw(); });
-      const choose = button(r.words, () => ask("choose", { key: r.key }));
+      const choose = button(r.words, () => ask("choose", { rho: r.rho, weight_decay: r.weight_decay, seed: r.seed }));
       return html("tr", {}, html("td", {}, seen), html("td", {}, choose), html("td", {}, say(r.tail)), html("td", {}, say(r.overall)));
     };
     runs.replaceChildren(html("table", {}, cells("th", ["", "your runs", "tail", "overall"]), ...yours.toReversed().map(row)));
@@ -265,6 +269,7 @@ function render({ model, el }) {
     const stored = model.get("stored").filter((r) => !waits || !alike([r], setting).length);
     const running = now.state === "running";
     const here = alike([now], setting).length > 0;
+    const bad = now.bad && (here || now.state === "");
     const stopped = now.state === "stopped" && here;
     const b = own ?? average(alike(stored, setting));
     const a = mine.find((r) => r.key === pinned.key) ?? average(alike(stored, pinned));
@@ -285,15 +290,16 @@ function render({ model, el }) {
         : guessed ? `You say the tail will ${guessed[1]}. Press Run` : "First say what the tail will do: rise, stay or fall";
     for (const view of views) view.describe(`${view.title}. ρ ${say(setting.rho)}; ${result}. ${words.join(" ")}`);
     status.textContent = !kernel ? `${result}. To train, open this chapter in Jupyter and run this cell.`
-      : running || now.bad || stopped ? now.message
+      : running || bad || stopped ? now.message
         : [model.get("answer"), `${result}.`, now.state === "" && now.message].filter(Boolean).join(" ");
-    status.classList.toggle("sb-bad", Boolean(now.bad));
+    status.classList.toggle("sb-bad", bad);
     sideA.textContent = `A: ${a ? a.words : "nothing stored"}`;
     bar.max = now.epochs;
     if (running && now.epoch === 0) bar.removeAttribute("value");
     else bar.value = running || stopped ? now.epoch : 0;
     for (const node of [...rho.inputs, decay.input, seed.input, ...presets.children, ...guesses]) node.disabled = running && kernel;
     for (const node of [go, ...picks.map((p) => p.querySelector("select"))]) node.disabled = running || !kernel;
+    go.disabled ||= Boolean(why.textContent); // the box is not what would run
     halt.disabled = !running;
     for (const node of [pin, clear]) node.disabled = running || !kernel;
     for (const node of [head, save]) node.disabled = running || !kernel || !own;
