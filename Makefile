@@ -44,7 +44,7 @@ type: $(READY)  ## mypy, strict, on src
 	$(BIN)/mypy
 
 test: $(READY) browser  ## all tests, chapters and pages included
-	$(BIN)/pytest -n auto --dist loadgroup
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 quick: $(READY)  ## every chapter at smoke scale, training included, in a minute or two
 	$(BIN)/python -c 'from saddlebook import book; book.execute_all(scale="quick")'

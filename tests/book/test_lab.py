@@ -17,7 +17,7 @@ from saddlebook.book.notebooks import read
 from saddlebook.book.panel import Panel
 from saddlebook.store import RESULTS
 
-pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]
+pytestmark = pytest.mark.pages
 CHAPTER = Path(__file__).parents[2] / "book/ch08_rho.py"
 CELLS = [
     "from saddlebook.book import Page\nfrom saddlebook.book import panel as live\n"

@@ -10,7 +10,7 @@ from visits import Visit
 from saddlebook.figures import widgets
 from saddlebook.theory import saddles
 
-pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]
+pytestmark = pytest.mark.pages
 CHAPTER = "book/ch03_saddles"
 
 

@@ -13,7 +13,7 @@ from saddlebook.store import Store
 
 ROOT = Path(__file__).parents[2]
 CHAPTER = "book/ch08_rho"
-pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]
+pytestmark = pytest.mark.pages
 _SHOWN = r'<span class="pasted-text">.*?</span>|<(?:fig)?caption>.*?</(?:fig)?caption>'
 _SHOWN += r'|<p class="sb-(?:verdict|sure)">.*?</p>|<div class="sb-claim">.*?</div>'
 

@@ -11,8 +11,7 @@ from saddlebook.book import notebooks
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = notebooks.entries(ROOT)
-# One visit a page serves all: keep them in one process
-pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("site")]
+pytestmark = pytest.mark.pages
 
 
 @pytest.fixture(scope="module", params=enumerate(ENTRIES), ids=lambda param: param[1])

@@ -174,7 +174,6 @@ def alone(made, tmp_path_factory):
 
 
 @pytest.mark.pages
-@pytest.mark.xdist_group("site")
 def test_play_runs_to_the_last_step_and_pauses(browser, alone) -> None:
     page = browser.new_page(reduced_motion="no-preference")
     page.goto(alone)
@@ -192,7 +191,6 @@ def test_play_runs_to_the_last_step_and_pauses(browser, alone) -> None:
 
 
 @pytest.mark.pages
-@pytest.mark.xdist_group("site")
 def test_readers_who_want_calm_get_one_step_a_press(browser, alone) -> None:
     page = browser.new_page(reduced_motion="reduce")
     page.goto(alone)
