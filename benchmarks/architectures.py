@@ -1,18 +1,23 @@
 """Measures networks of torchvision on tiny inputs, each against a truth of its own.
 
-Run: python benchmarks/architectures.py [name ...]   (all: about half an hour)
+    python benchmarks/architectures.py          (all: about half an hour)
+    python benchmarks/architectures.py resnet18 vit_b_16      (some, measured anew)
 
 For each network: both ends of the Hessian of two images' loss with their bounds, and
 the truth: for the Rayleigh quotient of either Ritz vector by central differences of
 gradients in float64 (plain autograd on the network as it is, none of our code), which
 the bound and the differences' own error must cover. The trace is checked where it is
-called exact, by the squares of every image's gradients. Prints a table in Markdown.
+called exact, by the squares of every image's gradients. Rows are kept as they are done
+in ``results/architectures.json``; of all networks only what is missing is measured. The
+README's table is made of that file by ``make front``.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -20,6 +25,8 @@ from torch import nn
 from torch.func import functional_call
 
 from saddlebook.curvature.hessian import spectrum
+from saddlebook.disk.files import dump_json, load_json, write_whole
+from saddlebook.disk.provenance import Provenance
 from saddlebook.errors import SaddlebookError
 
 NAMES = (
@@ -34,6 +41,7 @@ SIZES = {"alexnet": 64, "inception_v3": 96, "maxvit_t": 224, "vit_b_16": 32}
 CE = nn.CrossEntropyLoss()
 LABELS = torch.tensor([0, 2])
 STEPS = 8
+FILE = Path(__file__).parents[1] / "results/architectures.json"
 
 
 def built(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -83,33 +91,32 @@ def quotient(
     return values[1], min(values[1] - values[0], values[2] - values[1])
 
 
-def row(name: str) -> list[str]:
-    """Cells of a network's line."""
+def row(name: str) -> dict[str, Any]:
+    """What was found of a network, beside the truth."""
     model, images = built(name)
-    count = sum(p.numel() for p in model.parameters()) / 1e6
+    count = sum(p.numel() for p in model.parameters())
+    commit = Provenance.start("cpu", "fp32", "").commit
+    told: dict[str, Any] = {"network": name, "parameters": count, "commit": commit}
     began = time.perf_counter()
     try:
         found = spectrum(model, CE, images, LABELS, steps=STEPS, batch_size=1)
     except SaddlebookError as error:
-        return [name, f"{count:.1f} M", f"refused: {error}", "", "", "", "–"]
-    seconds = time.perf_counter() - began
+        return told | {"refused": str(error), "right": True}
+    told |= {"seconds": round(time.perf_counter() - began, 1)}
     wide, fine = model.double(), images.double()
-    cells, good = [], True
+    right = True
     for end in ("min", "max"):
         value, bound = (getattr(found, f"lambda_{end}{s}") for s in ("", "_bound"))
         true, error = quotient(wide, fine, getattr(found, f"vector_{end}").double())
         floor = error + found.rounding + 1e-4 * abs(true)
-        good &= abs(value - true) <= bound and abs(value - true) <= 10 * floor
-        cells.append(f"{value:.5g} ({true:.5g})")
-    trace = f"{found.trace:.4g} ± {found.trace_error:.1g} {found.trace_method}"
+        right &= abs(value - true) <= bound and abs(value - true) <= 10 * floor
+        told |= {f"lambda_{end}": value, f"true_{end}": true}
+    told |= {"trace": found.trace, "trace_error": found.trace_error}
+    told |= {"trace_method": found.trace_method}
     if found.trace_method == "exact":
-        true = gauss_newton(wide, fine)
-        good &= abs(found.trace - true) <= found.trace_error
-        trace += f" ({true:.4g})"
-    return [
-        name, f"{count:.1f} M", *cells, trace, f"{seconds:.0f} s",
-        "right" if good else "WRONG",
-    ]  # fmt: skip
+        told["true_trace"] = gauss_newton(wide, fine)
+        right &= abs(found.trace - told["true_trace"]) <= found.trace_error
+    return told | {"right": bool(right)}
 
 
 def gauss_newton(model: nn.Module, images: torch.Tensor) -> float:
@@ -128,19 +135,14 @@ def gauss_newton(model: nn.Module, images: torch.Tensor) -> float:
 
 
 def main(names: list[str]) -> int:
-    """Print the table; fails if a network is wrong."""
+    """Measure what is missing, or the named; fails if a network is wrong."""
     torch.set_num_threads(max(1, torch.get_num_threads()))
-    head = ["network", "size", "λmin (truth)", "λmax (truth)", "trace", "time", ""]
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}")
-    print(f"{STEPS} steps, two images\n")
-    print("|", " | ".join(head), "|")
-    print("|" + " --- |" * len(head))
-    wrong = 0
-    for name in names or NAMES:
-        cells = row(name)
-        wrong += cells[-1] == "WRONG"
-        print("|", " | ".join(cells), "|", flush=True)
-    return int(wrong > 0)
+    kept = {row["network"]: row for row in load_json(FILE)} if FILE.exists() else {}
+    for name in names or [name for name in NAMES if name not in kept]:
+        kept[name] = row(name)
+        print(kept[name], flush=True)
+        write_whole(FILE, dump_json([kept[n] for n in NAMES if n in kept]))
+    return int(not all(row["right"] for row in kept.values()))
 
 
 if __name__ == "__main__":
