@@ -8,6 +8,7 @@ import pytest
 
 from saddlebook import studies
 from saddlebook.book import Page, gather, sheets
+from saddlebook.disk.files import load_json
 from saddlebook.errors import UsageError
 from saddlebook.figures import plot_cards, style
 from saddlebook.findings import claims, inference, readme, report
@@ -150,6 +151,21 @@ def test_the_readme_s_promises_quote_the_counts_of_the_sweep():
     assert set(tried.split(", ")) == set("123456")  # 7 needs a second device
     total = sum(row["tried"] for row in told["rows"] if row["kind"] == "kill")
     assert f"the same command again | {total} |" in text
+
+
+def test_the_readme_s_architectures_are_those_that_were_measured():
+    text = (ROOT / "README.md").read_text()
+    told = load_json(ROOT / "results/architectures.json")
+    shown = sheets.architectures(told)
+    assert readme.inserted(text, shown, "architectures") == text, RUN
+    assert len(told) >= 30
+    assert all(row["right"] for row in told)
+    for row in told:
+        assert f"| {row['network']} | {row['parameters'] / 1e6:.1f} M |" in text
+        if "refused" not in row:
+            for end in ("min", "max"):
+                value, true = row[f"lambda_{end}"], row[f"true_{end}"]
+                assert value == pytest.approx(true, rel=1e-3)
 
 
 def test_a_readme_without_marks_is_refused():

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from saddlebook import studies
-from saddlebook.disk.files import write_whole
+from saddlebook.disk.files import load_json, write_whole
 from saddlebook.experiment import Experiment
 from saddlebook.figures import style
 from saddlebook.figures.accuracy import plot_cards
@@ -188,6 +188,8 @@ def write_front(root: Path) -> None:
     text = readme.inserted(front.read_text(), readme.first_screen(found))
     counted = reliability(report.faults(root / "results"))
     text = readme.inserted(text, counted, "faults")
+    told = load_json(root / "results/architectures.json")
+    text = readme.inserted(text, architectures(told), "architectures")
     figure = style.figure_of(plot_cards(found))
     write_whole(front, text.encode())
     write_whole(root / "book/_static/page-one.svg", style.standalone(figure))
@@ -212,3 +214,28 @@ def reliability(told: Mapping[str, Any]) -> str:
     rows = [[*map(str, row)] for row in table.itertuples(index=False)]
     shown = readme.as_table([[*table.columns], *rows])
     return f"{report.faults_setting(told)}:\n\n{shown}"
+
+
+def architectures(told: Sequence[Mapping[str, Any]]) -> str:
+    """What ``benchmarks/architectures.py`` found, as Markdown that folds out."""
+    head = ["network", "parameters", "λmin (truth)", "λmax (truth)", "trace", ""]
+    rows = [head, *(_architecture(row) for row in told)]
+    right = sum(row["right"] for row in told)
+    return (
+        f"<details><summary>{right} of {len(told)} networks of torchvision: right "
+        "within the bounds, or refused with the reason</summary>\n\n"
+        f"{readme.as_table(rows)}\n\n</details>"
+    )
+
+
+def _architecture(row: Mapping[str, Any]) -> list[str]:
+    first = [row["network"], f"{row['parameters'] / 1e6:.1f} M"]
+    if "refused" in row:
+        return [*first, f"refused: {row['refused']}", "", "", "–"]
+    ends = (
+        f"{row[f'lambda_{e}']:.5g} ({row[f'true_{e}']:.5g})" for e in ("min", "max")
+    )
+    trace = f"{row['trace']:.4g} ± {row['trace_error']:.1g} {row['trace_method']}"
+    true = f" ({row['true_trace']:.4g})" if "true_trace" in row else ""
+    word = "right" if row["right"] else "WRONG"
+    return [*(cell.replace("-", "−") for cell in (*first, *ends, trace + true)), word]
