@@ -44,9 +44,9 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
     less imbalance, 16 pixels, a ResNet-8, 150 epochs and a smaller radius. ``lab`` is
     what the live panel trains while a reader waits, scikit-learn's digits until the
     rare ones are learned by heart, and ``quick`` is a second of the same; both are no
-    evidence. ``spectra_at`` is mapped in proportion before and after the switch; at
-    ``quick`` it is the last epoch, with the switch before it where several were wanted,
-    on ten images a class. Your own images stay, with their counts.
+    evidence. ``spectra_at`` is mapped in
+    proportion before and after the switch; at ``quick`` it is the last epoch, with the
+    switch before it where several were wanted. Your own images stay, with their counts.
     A large set has no scale between, and at ``quick`` a small network on its images.
 
     Raises:
@@ -72,7 +72,6 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
     if scale == "quick":
         ends = (changes["drw_epoch"], changes["epochs"])
         changes["spectra_at"] = ends[2 - min(2, len(experiment.spectra_at)) :]
-        changes["spectra_images"] = 10 if experiment.spectra_at else None
     else:
         changes["spectra_at"] = tuple(
             mapped_epoch(epoch, experiment, changes) for epoch in experiment.spectra_at
