@@ -33,6 +33,7 @@ from saddlebook.errors import (
     one_of,
 )
 from saddlebook.experiment import Experiment
+from saddlebook.findings.tables import WAYS
 from saddlebook.record import Record
 from saddlebook.scales import at_scale
 from saddlebook.store import Store
@@ -47,7 +48,7 @@ METHODS: dict[str, dict[str, str]] = {
 }
 GROUPS = ("overall", "head", "mid", "tail")
 # Measured side by side
-SIDES = {"clean": "images fixed", "as_published": "as published"}
+SIDES = {mode: WAYS[mode] for mode in ("clean", "as_published")}
 EXPECTED = {"more": "rise", "less": "fall", "same": "stay"}  # of the tail, by a reader
 load_once = lru_cache(maxsize=2)(data.load)
 

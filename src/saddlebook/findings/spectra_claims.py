@@ -364,23 +364,26 @@ def factor_by_seed(pairs: pd.DataFrame) -> dict[int, float]:
 
 def times(factors: Mapping[int, float]) -> str:
     """Geometric mean over seeds with its 95 % t-interval, in words."""
-    if not factors:
-        return NONE
+    return f"×{_middle(factors)}" if factors else NONE
+
+
+def _middle(factors: Mapping[int, float]) -> str:
     logs = [math.log(value) for value in factors.values()]
     middle, (low, high) = math.exp(math.fsum(logs) / len(logs)), t_interval(logs)
     if math.isnan(low):
-        return f"×{middle:.2f} ({len(logs)} seed{'s' * (len(logs) > 1)}, no interval)"
-    return f"×{middle:.2f} ({math.exp(low):.2f} to {math.exp(high):.2f})"
+        return f"{middle:.2f} ({len(logs)} seed{'s' * (len(logs) > 1)}, no interval)"
+    return f"{middle:.2f} ({math.exp(low):.2f} to {math.exp(high):.2f})"
 
 
 def flattening(table: pd.DataFrame) -> str:
     """What SAM does to both ends at equal loss before the switch, as a sentence."""
     early = table[table["stage"] <= SWITCH]
-    low, high = (times(factor_by_seed(at_equal_loss(early, end))) for end in ENDS)
+    found = (factor_by_seed(at_equal_loss(early, end)) for end in ENDS)
+    low, high = (f"{_middle(f)} times" if f else "" for f in found)
     return (
         "SAM does flatten: where both fit a class equally well, before the switch, its "
-        f"most negative curvature is {low[1:]} times that of SGD, and its largest "
-        f"{high[1:]} times."
+        f"most negative curvature is {f'{low} that of SGD' if low else NONE}, and its "
+        f"largest {high or NONE}."
     )
 
 
