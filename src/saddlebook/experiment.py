@@ -33,7 +33,7 @@ _SMALL_MODELS, _LARGE_MODELS = ("resnet32", "resnet8"), ("resnet50", "resnet18")
 _CHOICES = {
     "dataset": (*DATASETS, OWN + "NAME", *LARGE, LISTED + "NAME"), "scale": SCALES,
     "optimizer": ("sgd", "sam", "pgd", "lpf", "adam", "sign"),
-    "reweight": ("none", "effective", "drw"),
+    "reweight": ("none", "effective", "drw", "dro"), "sam_classes": ("all", "tail"),
     "sam_epochs": ("all", "before", "after"), "model": _SMALL_MODELS + _LARGE_MODELS,
     "imbalance": ("exp", "step", "as_is"), "loss": ("ce", "ldam", "vs", "focal"),
     "pipeline": ("torchvision", "mapped"), "sam_climb": ("batch", "shard"),
@@ -52,7 +52,8 @@ _AT_LEAST = {
 _HEEDED = {
     "rho": ("optimizer", ("sam",)), "sam_epochs": ("optimizer", ("sam",)),
     "sam_bn": ("optimizer", ("sam",)), "rho_steps": ("optimizer", ("sam",)),
-    "sam_climb": ("optimizer", ("sam",)), "noise": ("optimizer", ("pgd", "lpf")),
+    "sam_climb": ("optimizer", ("sam",)), "sam_classes": ("optimizer", ("sam",)),
+    "dro_step": ("reweight", ("dro",)), "noise": ("optimizer", ("pgd", "lpf")),
     "lpf_samples": ("optimizer", ("lpf",)), "vs_gamma": ("loss", ("vs",)),
     "vs_tau": ("loss", ("vs",)), "ldam_max_margin": ("loss", ("ldam",)),
     "ldam_scale": ("loss", ("ldam",)), "focal_gamma": ("loss", ("focal",)),
@@ -64,7 +65,8 @@ _HEEDED = {
 _LARGE: dict[str, tuple[Any, ...]] = {
     "scale": ("full", "quick"), "imbalance": ("as_is",), "spectra_at": ((),),
     "model": (*_LARGE_MODELS, "resnet8"), "loss": ("ce", "ldam", "vs"),
-    "optimizer": ("sgd", "sam"),
+    "optimizer": ("sgd", "sam"), "reweight": ("none", "effective", "drw"),
+    "sam_classes": ("all",),
 }  # fmt: skip
 _SMALL: dict[str, tuple[Any, ...]] = {
     "model": _SMALL_MODELS, "schedule": ("steps",), "rho_steps": ((),), "shards": (1,),
@@ -96,7 +98,8 @@ class Experiment:
             for small images, ``resnet8``; LDAM takes a cosine head.
         width: Channels of the first stage.
         loss: ``ce``, ``ldam``, ``vs`` or ``focal``.
-        reweight: ``none``, ``effective`` (always) or ``drw`` (after ``drw_epoch``).
+        reweight: ``none``, ``effective`` (always), ``drw`` (after ``drw_epoch``) or
+            ``dro``: Group DRO over classes, with SGD (weights follow the losses).
         beta: Of the effective number of images.
         ldam_max_margin: Margin of the rarest class.
         ldam_scale: Factor on the cosines.
@@ -108,6 +111,9 @@ class Experiment:
         sam_epochs: Epochs with SAM: ``all``, ``before`` or ``after`` the DRW switch.
         sam_bn: Passes that update batch-norm statistics: ``both`` (as published) or
             ``first`` (corrected).
+        sam_classes: ``all``, or ``tail``: SAM climbs the loss of the tail's classes
+            alone, and the others' gradient is SGD's (ImbSAM); three passes.
+        dro_step: Group DRO's step size of the classes' log weights.
         noise: PGD: norm of the noise over that of the weights; LPF-SGD: γ.
         lpf_samples: LPF-SGD: noisy parts M a batch is split into.
         epochs: Passes over the training images.
@@ -181,6 +187,8 @@ class Experiment:
     sam_climb: str = "batch"
     pipeline: str = "torchvision"
     spectra_plan: str = "classes"
+    sam_classes: str = "all"
+    dro_step: float = 0.01
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -206,6 +214,13 @@ class Experiment:
             given = getattr(self, name) != getattr(type(self), name)
             if given and not self.spectra_at:
                 raise UsageError(f"{name} has no effect without spectra_at")
+        if self.reweight == "dro" and self.optimizer != "sgd":
+            raise UsageError(f"reweight 'dro' goes with 'sgd', not {self.optimizer!r}")
+        if self.reweight == "dro" and self.spectra_plan in ("total", "outliers"):
+            raise UsageError(
+                f"spectra_plan {self.spectra_plan!r} needs class weights that an epoch "
+                "keeps; those of reweight 'dro' change with every step"
+            )
         of_own = (self.classes, self.images_digest, self.imbalance == "as_is")
         if not self.is_own and any(of_own[: 2 if self.is_large else 3]):
             raise UsageError(
@@ -225,7 +240,7 @@ class Experiment:
             if value is not None and value < low:
                 hint = "; 100 means 100:1" if name == "imbalance_factor" else ""
                 raise UsageError(f"{name} {value} must be at least {low}{hint}")
-        for name in ("lr", "ldam_max_margin", "ldam_scale"):
+        for name in ("lr", "ldam_max_margin", "ldam_scale", "dro_step"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} {getattr(self, name)} must be positive")
         if not 0 <= self.beta < 1 or not self.momentum < 1:
@@ -303,13 +318,16 @@ class Experiment:
     def method(self) -> str:
         """The paper's name of the method, with what differs from it behind."""
         parts = [self.loss.upper() if self.loss != "focal" else "Focal"]
-        parts += {"none": [], "drw": ["DRW"], "effective": ["CB"]}[self.reweight]
+        parts += {"none": [], "drw": ["DRW"], "effective": ["CB"], "dro": ["DRO"]}[
+            self.reweight
+        ]
         parts += _METHODS[self.optimizer]
         decay = self.weight_decay  # no plus sign: in a slug it would read as minus
         suffix = f" wd={decay:g}".replace("e+", "e")
         suffix = suffix if decay != Experiment.weight_decay else ""
         if self.optimizer == "sam":
             suffix += "" if self.sam_epochs == "all" else f" {self.sam_epochs}"
+            suffix += "" if self.sam_classes == "all" else f" {self.sam_classes} only"
             suffix += "" if self.sam_bn == "both" else " bn=first"
             suffix += "" if self.sam_climb == "batch" else " per shard"
         suffix += "" if self.pipeline == "torchvision" else " mapped"

@@ -26,6 +26,7 @@ def training_work(experiment: Experiment) -> float:
     exp, images = experiment, sum(_counts(experiment))
     climbing = {"all": exp.epochs, "before": exp.drw_epoch}
     extra = climbing.get(exp.sam_epochs, exp.epochs - exp.drw_epoch)
+    extra *= 2 if exp.sam_classes == "tail" else 1
     passes = exp.epochs + (extra if exp.optimizer == "sam" else 0)
     tests = exp.epochs / exp.test_every
     return passes * images + tests * _TEST_IMAGES.get(exp.dataset, 0) / 3

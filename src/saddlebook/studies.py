@@ -196,6 +196,22 @@ def one_curve(seeds: Sequence[int] = FRESH_SEEDS) -> list[Experiment]:
     return _seeded(sgd + knobs, seeds)
 
 
+def two_more_knobs(seeds: Sequence[int] = FRESH_SEEDS) -> list[Experiment]:
+    """Two more knobs for the line of ``one_curve``, on the seeds it was fitted to.
+
+    SAM that climbs the loss of the tail's classes alone (ImbSAM, Zhou et al. 2023), at
+    the paper's radius; and Group DRO (Sagawa et al. 2020) in the place of re-weighting,
+    whose class weights follow the losses, with the step size of its authors' code.
+
+    Hypothesis (a4): both lie on the line of SGD's weight decays. Written after (a1) to
+    (a3) were seen and before these runs. Test: as (a1); the largest p-value counts, and
+    it is a family of its own. Beyond the line's losses the prediction is an
+    extrapolation, and the page shows where each lies.
+    """
+    knobs = [_drw_sam() | {"sam_classes": "tail"}, {"reweight": "dro"}]
+    return _seeded(knobs, seeds)
+
+
 def sam_timing(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
     """SAM only before, and only after, re-weighting starts.
 
@@ -455,7 +471,7 @@ STUDIES: dict[str, Callable[..., list[Experiment]]] = {
         table1, table1_cifar100, control, dynamics, rho_ablation, weight_decay,
         sam_timing, bn_statistics, optimizers, optimizers_cifar100, tuning, curvature,
         tuning_cifar100, adaptive_tuning, adaptive, head_images, edge, vs_tuning,
-        wider_tuning, wider_decay, one_curve, lab,
+        wider_tuning, wider_decay, one_curve, two_more_knobs, lab,
     )
 }  # fmt: skip
 

@@ -43,11 +43,13 @@ def test_every_field_changes_the_key():
         "beta": 0.5, "momentum": 0.5, "lpf_samples": 4, "classes": 9,
         "images_digest": "0" * 16, "schedule": "cosine", "rho_steps": (1, 1, 1, 1),
         "sam_climb": "shard", "pipeline": "mapped", "shards": 4,
+        "sam_classes": "tail",
     }  # fmt: skip
     kinds = [
         {}, {"optimizer": "sam", "rho": 1}, {"optimizer": "pgd", "noise": 1},
         {"optimizer": "lpf", "noise": 1}, {"loss": "vs"}, {"loss": "ldam"},
-        {"loss": "focal"}, {"reweight": "drw"}, {"spectra_at": (200,)},
+        {"loss": "focal"}, {"reweight": "drw"}, {"reweight": "dro"},
+        {"spectra_at": (200,)},
         {"dataset": "folder:mine"}, LARGE, LARGE | {"optimizer": "sam", "rho": 1},
         LARGE | {"optimizer": "sam", "rho_steps": (1, 2, 3, 4)},
     ]  # fmt: skip

@@ -73,6 +73,13 @@ def relative(a, b):
     return float((a - b).norm() / b.norm())
 
 
+def assert_same(ours, theirs):
+    """Weights and statistics agree to nine digits."""
+    wanted = theirs.state_dict()
+    for key, value in ours.state_dict().items():
+        assert relative(value, wanted[key]) < 1e-9, key
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "sam"])
 @pytest.mark.parametrize("name", ["ce", "ce+drw", "ldam", "vs"])
 def test_twenty_flat_steps_equal_plain_pytorch(name, optimizer):
@@ -81,18 +88,69 @@ def test_twenty_flat_steps_equal_plain_pytorch(name, optimizer):
     name = name.partition("+")[0]
     replica = flat_run(name, weight, optimizer, 0.3)
     model = plain_run(name, weight, optimizer, 0.3)
-    ours, theirs = replica.model.state_dict(), model.state_dict()
-    for key in ours:
-        assert relative(ours[key], theirs[key]) < 1e-9, key
+    assert_same(replica.model, model)
+
+
+def by_class(model, images, targets):
+    """Cross-entropy of each image, and which class it is of, [N] and [5, N]."""
+    nats = F.cross_entropy(model(images), targets, reduction="none")
+    return nats, torch.stack([targets == y for y in range(5)])
+
+
+def test_sam_on_the_tail_climbs_its_loss_alone():
+    weight = losses.class_weights(COUNTS, 0.99, torch.float64)
+    replica = flat_run("ce", weight, "sam", 0.3, rare=(3, 4))
+    model = network().train()
+    params = list(model.parameters())
+    stepper = torch.optim.SGD(params, 0.05, momentum=0.9, weight_decay=2e-4)
+
+    def gradient(images, targets, classes):
+        nats, member = by_class(model, images, targets)
+        chosen = member[classes].any(0)
+        loss = (weight[targets] * nats)[chosen].sum() / weight[targets].sum()
+        return torch.autograd.grad(loss, params)
+
+    for images, targets in batches():
+        start = [p.detach().clone() for p in params]
+        climb = gradient(images, targets, [3, 4])
+        norm = torch.cat([g.flatten() for g in climb]).norm() + 1e-12
+        with torch.no_grad():
+            for p, g in zip(params, climb, strict=True):
+                p += 0.3 * g / norm
+        rare = gradient(images, targets, [3, 4])
+        with torch.no_grad():
+            for p, kept in zip(params, start, strict=True):
+                p.copy_(kept)
+        others = gradient(images, targets, [0, 1, 2])
+        for p, one, two in zip(params, rare, others, strict=True):
+            p.grad = one + two
+        stepper.step()
+    assert_same(replica.model, model)
+
+
+def test_group_dro_moves_the_weights_of_classes_by_their_losses():
+    replica = flat_run("ce", torch.ones(5).double(), "sgd", 0.0, dro_step=0.5)
+    model, q = network().train(), torch.full((5,), 0.2).double()
+    stepper = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=2e-4)
+    for images, targets in batches():
+        nats, member = by_class(model, images, targets)
+        mean = torch.stack(
+            [nats[m].mean() if m.any() else nats.sum() * 0 for m in member]
+        )
+        q = q * torch.exp(0.5 * mean.detach())
+        q = q / q.sum()
+        stepper.zero_grad()
+        (q * mean).sum().backward()
+        stepper.step()
+    assert_same(replica.model, model)
+    assert q.max() / q.min() > 2  # they did move
 
 
 def test_the_deep_network_agrees_too():
     weight = torch.ones(5).double()
     replica = flat_run("ce", weight, "sam", 0.1, depth="resnet32")
     model = plain_run("ce", weight, "sam", 0.1, depth="resnet32")
-    theirs = model.state_dict()
-    for key, ours in replica.model.state_dict().items():
-        assert relative(ours, theirs[key]) < 1e-9, key
+    assert_same(replica.model, model)
 
 
 @pytest.mark.parametrize("depth", ["resnet8", "resnet32"])

@@ -19,7 +19,10 @@ RIVALS = {
     "pgd": replace(BASE, optimizer="pgd", noise=0.05),
     "lpf": replace(BASE, optimizer="lpf", noise=2e-3),
 }
-ALL = RIVALS | {"adam": replace(BASE, optimizer="adam", lr=1e-3)}
+ALL = RIVALS | {
+    "adam": replace(BASE, optimizer="adam", lr=1e-3),
+    "dro": replace(BASE, reweight="dro"),
+}
 
 
 def replica(**options):
@@ -118,6 +121,12 @@ def test_a_stopped_rival_ends_where_an_unstopped_one_does(tmp_path, name):
         ({"optimizer": "pdg"}, "did you mean 'pgd'"),
         ({"optimizer": "sam", "rho": -0.1}, "rho -0.1 must be at least 0"),
         ({"optimizer": "sam", "rho": float("inf")}, "finite"),
+        ({"reweight": "dro", "optimizer": "sam", "rho": 0.1}, "goes with 'sgd'"),
+        ({"sam_classes": "tail"}, "no effect with optimizer 'sgd'"),
+        (
+            {"reweight": "dro", "spectra_at": (10,), "spectra_plan": "total"},
+            "change with every step",
+        ),
         ({"weight_decay": -1e-4}, "weight_decay -0.0001 must be at least 0"),
         ({"optimizer": "pgd", "noise": float("nan")}, "finite"),
     ],

@@ -33,7 +33,7 @@ NEEDS = {
     ),
     "ch10_what_explains_the_gain": (
         "weight_decay", "optimizers", "sam_timing", "rho_ablation", "dynamics",
-        "curvature", "one_curve", "adaptive", "head_images", "edge",
+        "curvature", "one_curve", "two_more_knobs", "adaptive", "head_images", "edge",
     ),
 }  # fmt: skip
 _MINUTE = 60.0

@@ -46,7 +46,7 @@ SAME_CURVES = frozenset(
     {"9a1a3f475e71e46f", "2b3bb3c1aae2b778", "b2f33e6d86399a12", "86b281569eaa13a0"}
     | {"693e60739b0bdbd0", "daff94b1d8b5e2ea", "0386e5194805ccc5", "a57982ca5a99ea7e"}
     | {"e20448f0bf8a4c21", "0726666a06fdf0a8", "7bd1232f11317ad8"}
-    | {"e5326c43ce474279", "e5897f036d34b6a9", "dbb5c0ed0cc43620"}
+    | {"e5326c43ce474279", "e5897f036d34b6a9", "dbb5c0ed0cc43620", "4faeccedd11c96fd"}
 )
 # The same for tests/curvature/test_golden_spectra.py.
 SAME_SPECTRA = frozenset(

@@ -157,13 +157,14 @@ class Distance(Contrast):
 
 
 def distances(runs: Sequence[Experiment], seeds: Sequence[int]) -> list[Distance]:
-    """One per setting that is not SGD, to the line of those that are; no bounds.
+    """One per setting that is not SGD with DRW, to the line of those; no bounds.
 
     Args:
-        runs: Settings of ``studies.one_curve``, of one seed.
+        runs: Settings of ``studies.one_curve`` and further knobs, of one seed.
         seeds: Whose runs are looked at.
     """
-    line = tuple(exp for exp in runs if exp.optimizer == "sgd")
+    plain = ("sgd", "drw")
+    line = tuple(exp for exp in runs if (exp.optimizer, exp.reweight) == plain)
     return [
         Distance(name=exp.method, setting=exp, line=line, seeds=tuple(seeds))
         for exp in runs
@@ -441,6 +442,16 @@ def curve_family() -> Family:
             Claim("a3", words.format("before", "below"), ((before,),)),
         ),
     )
+
+
+def knobs_family() -> Family:
+    """Do two knobs that aim at rare classes lie on the same curve?"""
+    runs = studies.one_curve(seeds=(0,)) + studies.two_more_knobs(seeds=(0,))
+    margin = MARGINS["tail"]
+    parts = distances(runs, studies.FRESH_SEEDS)[-2:]
+    on = tuple(replace(part, low=-margin, high=margin) for part in parts)
+    words = "SAM on the tail's loss alone and Group DRO lie on the same curve"
+    return Family("two more knobs", (Claim("a4", words, (on,)),))
 
 
 def adaptive_family() -> Family:

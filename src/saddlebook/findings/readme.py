@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 FAMILIES = (
     hypotheses.main_table, hypotheses.baselines, hypotheses.gap,
     spectra_claims.curvature_family, spectra_claims.schedule_family, hypotheses.five,
-    hypotheses.wider, hypotheses.curve_family, hypotheses.adaptive_family,
+    hypotheses.wider, hypotheses.curve_family, hypotheses.knobs_family,
+    hypotheses.adaptive_family,
     spectra_claims.images_family, edges.edge_family, edges.outlier_family,
 )  # fmt: skip
 _ASKED = FAMILIES[FAMILIES.index(hypotheses.five) :]

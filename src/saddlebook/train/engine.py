@@ -12,11 +12,14 @@ References:
     (algorithm 2), noise at every step; LPF-SGD: Bisla et al. 2022, algorithm 1. Adam:
     Kingma and Ba 2015, algorithm 1, with the decoupled weight decay of Loshchilov and
     Hutter 2019, algorithm 2; SignSGD with momentum: Bernstein et al. 2018, algorithm 2.
+    SAM on rare classes alone: Zhou et al. 2023 (ImbSAM), eq. (5); Group DRO: Sagawa et
+    al. 2020, algorithm 1, with a batch's mean loss of each class.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,6 +48,21 @@ class Objective(NamedTuple):
         # PAPER: a weighted mean over the batch, not a sum over N
         return F.cross_entropy(self.adjust(logits, targets), targets, weight)
 
+    def part(
+        self, logits: Tensor, targets: Tensor, weight: Tensor, share: Tensor
+    ) -> Tensor:
+        """What some classes add to the mean loss: ``share`` is 1 or 0 for each, [C]."""
+        given = weight[targets]
+        count = given.sum() if self.focal_gamma is None else len(targets)
+        return (given * share[targets]) @ self.each(logits, targets) / count
+
+    def each(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each image without class weights, nats [N]."""
+        if self.focal_gamma is not None:
+            return focal_nats(logits, targets, self.focal_gamma)
+        adjusted = self.adjust(logits, targets)
+        return F.cross_entropy(adjusted, targets, reduction="none")
+
     def like(self, tensor: Tensor) -> Objective:
         """The same with its tensors on the device and of the type of ``tensor``."""
         scale, *others = self.adjust
@@ -65,7 +83,7 @@ class State(NamedTuple):
     """All that training changes: enough to continue bit for bit."""
 
     weights: Tensor  # [P]
-    momentum: Tensor  # [P]; of Adam [2, P + 1], see ``Replica._adam``
+    momentum: Tensor  # [P]; Adam [2, P + 1], see ``_adam``; Group DRO [P + C]
     statistics: Tensor  # [S], batch-norm means and variances
 
 
@@ -79,6 +97,8 @@ class Replica:
         momentum: Heavy ball.
         weight_decay: On all parameters; of ``adam`` and ``sign`` decoupled.
         sam_bn: ``both`` or ``first``: passes that update batch-norm statistics.
+        rare: Classes whose loss alone SAM climbs; none: all.
+        dro_step: Group DRO's step size of the classes' log weights; 0: no Group DRO.
         noise: See ``Experiment.noise``.
         lpf_samples: See ``Experiment.lpf_samples``.
         noise_seed: Seeds the noise of PGD and LPF-SGD.
@@ -94,6 +114,8 @@ class Replica:
         momentum: float = 0.9,
         weight_decay: float = 2e-4,
         sam_bn: str = "both",
+        rare: Sequence[int] = (),
+        dro_step: float = 0.0,
         noise: float = 0.0,
         lpf_samples: int = 1,
         noise_seed: int = 0,
@@ -103,7 +125,7 @@ class Replica:
         self.objective = objective
         self.optimizer = optimizer
         self.decay, self.beta = weight_decay, momentum
-        self.sam_bn, self.autocast = sam_bn, autocast
+        self.sam_bn, self.autocast, self.dro_step = sam_bn, autocast, dro_step
         self.noise, self.lpf_samples = noise, lpf_samples
         self._noise_seed = noise_seed
         self.generator = torch.Generator(next(model.parameters()).device)
@@ -111,10 +133,16 @@ class Replica:
         self.sizes = [p.numel() for p in model.parameters()]
         self.weights, self.grad = _flatten_parameters(model)
         self.statistics = _flatten_statistics(model)
-        kept = (2, len(self.weights) + 1) if optimizer == "adam" else len(self.weights)
-        self.momentum = self.weights.new_zeros(kept)
-        self._kept = torch.empty_like(self.weights)
         self._loss = objective.like(self.weights)
+        classes, size = self._loss.adjust.margin, len(self.weights)
+        kept = (2, size + 1) if optimizer == "adam" else size
+        self.momentum = self.weights.new_zeros(
+            size + len(classes) if dro_step else kept
+        )
+        self._kept = torch.empty_like(self.weights)
+        self._rare = torch.zeros_like(classes)  # [C], 1 for those that SAM climbs
+        self._rare[list(rare)] = 1
+        self._split = len(rare) > 0
 
     @property
     def state(self) -> State:
@@ -146,29 +174,63 @@ class Replica:
         self._update(hyper)
         return loss
 
-    def _pass(self, images: Tensor, targets: Tensor, hyper: Hyper) -> Tensor:
+    def _pass(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        hyper: Hyper,
+        share: Tensor | None = None,
+    ) -> Tensor:
         """Forward and backward; the gradient is left in ``self.grad``."""
         self.grad.zero_()
-        return self._accumulate(images, targets, hyper)
+        return self._accumulate(images, targets, hyper, share)
 
-    def _accumulate(self, images: Tensor, targets: Tensor, hyper: Hyper) -> Tensor:
+    def _accumulate(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        hyper: Hyper,
+        share: Tensor | None = None,
+    ) -> Tensor:
         with self._cast():
             logits = self.model(images)
         logits = logits.to(self.weights.dtype)
-        loss = self._loss(logits, targets, hyper.weight)
+        if self.dro_step:
+            loss = self._robust(logits, targets)
+        elif share is not None:
+            loss = self._loss.part(logits, targets, hyper.weight, share)
+        else:
+            loss = self._loss(logits, targets, hyper.weight)
         loss.backward()
         return loss.detach()
 
+    def _robust(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Group DRO: Σ_c q_c·(mean loss of class c in the batch), q moved first.
+
+        The log weights, up to a constant, are the last C values of ``momentum``.
+        """
+        weights = self.momentum[len(self.weights) :]
+        hot = targets == torch.arange(len(weights), device=targets.device)[:, None]
+        member = hot.to(logits)  # [C, N]
+        losses = member @ self._loss.each(logits, targets)
+        losses = losses / member.sum(1).clamp_min(1)
+        weights.add_(losses.detach(), alpha=self.dro_step)
+        return weights.softmax(0) @ losses
+
     def _sam(self, images: Tensor, targets: Tensor, hyper: Hyper) -> Tensor:
-        loss = self._pass(images, targets, hyper)
+        batch = images, targets, hyper
+        rare = self._rare if self._split else None
+        loss = self._pass(*batch, rare)
         self._kept.copy_(self.weights)
         # ε = ρ·g/(‖g‖ + 1e-12), one norm over all parameters
         self.weights.add_(self.grad * (hyper.rho / (self.grad.norm() + 1e-12)))
         # PAPER: the second pass, too, updates the batch-norm statistics
         quiet = self.sam_bn == "first"
         with frozen_statistics(self.model) if quiet else contextlib.nullcontext():
-            self._pass(images, targets, hyper)
-        self.weights.copy_(self._kept)
+            self._pass(*batch, rare)
+            self.weights.copy_(self._kept)
+            if self._split:  # the other classes' gradient, where the weights are
+                loss = loss + self._accumulate(*batch, 1 - self._rare)
         return loss
 
     def _update(self, hyper: Hyper) -> None:
@@ -179,8 +241,9 @@ class Replica:
             self.weights.sub_(direction * hyper.lr)
             return
         self.grad.add_(self.weights, alpha=self.decay)
-        self.momentum.mul_(self.beta).add_(self.grad)
-        self.weights.sub_(self.momentum * hyper.lr)
+        velocity = self.momentum[: len(self.weights)]
+        velocity.mul_(self.beta).add_(self.grad)
+        self.weights.sub_(velocity * hyper.lr)
 
     def _sign(self) -> Tensor:
         return self.momentum.mul_(self.beta).add_(self.grad).sign()

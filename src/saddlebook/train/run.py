@@ -101,6 +101,10 @@ def build_replica(
         momentum=exp.momentum,
         weight_decay=exp.weight_decay,
         sam_bn=exp.sam_bn,
+        rare=data.groups(exp, class_counts)["tail"]
+        if exp.sam_classes == "tail"
+        else (),
+        dro_step=exp.dro_step if exp.reweight == "dro" else 0.0,
         noise=exp.noise,
         lpf_samples=exp.lpf_samples,
         noise_seed=exp.seed,
