@@ -29,8 +29,11 @@ _QUICK_LARGE: dict[str, Any] = {
     "model": "resnet8", "width": 4, "image_size": 32, "epochs": 4, "drw_epoch": 2
 }  # fmt: skip
 _MAPS = {"lite": _LITE, "lab": _LAB, "quick": _QUICK}
-# Times the paper's radius; else 0.6
-_LITE_RHO = {"ldam": 0.125, "vs": 0.2}
+# Times the paper's radius, by loss; other data and losses as CIFAR-10-LT and CE
+_LITE_RHO = {
+    "cifar10": {"ce": 0.6, "ldam": 0.125, "vs": 0.2},
+    "cifar100": {"ce": 0.075, "ldam": 0.0625, "vs": 0.375},
+}
 _RHO = {"lab": 0.1, "quick": 0.2}  # the same
 
 
@@ -67,7 +70,7 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
             changes.pop(name, None)
     if experiment.dataset == "cifar100" and scale == "lite":
         changes |= {"max_count": 250}
-    factor = lite_rho(experiment.loss) if scale == "lite" else _RHO[scale]
+    factor = _RHO.get(scale) or lite_rho(experiment.loss, experiment.dataset)
     changes["rho"] = round(experiment.rho * factor, 6)
     if scale == "quick":
         ends = (changes["drw_epoch"], changes["epochs"])
@@ -79,6 +82,7 @@ def at_scale(experiment: Experiment, scale: str) -> Experiment:
     return replace(experiment, **changes)
 
 
-def lite_rho(loss: str) -> float:
-    """Radius at ``lite`` over the paper's, as tuned for each loss."""
-    return _LITE_RHO.get(loss, 0.6)
+def lite_rho(loss: str, dataset: str = "cifar10") -> float:
+    """Radius at ``lite`` over the paper's, as tuned for each loss and data set."""
+    tuned = _LITE_RHO.get(dataset, _LITE_RHO["cifar10"])
+    return tuned.get(loss, tuned["ce"])

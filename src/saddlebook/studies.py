@@ -102,11 +102,19 @@ def table1_cifar100(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
     return table1("cifar100", seeds)
 
 
-def control(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
+def control(seeds: Sequence[int] = SEEDS, dataset: str = "cifar10") -> list[Experiment]:
     """CE+DRW with and without SAM at weight decay 1e-3: what the paper lacks."""
-    return _seeded(
-        [base | {"weight_decay": 1e-3} for base in (_drw(), _drw_sam())], seeds
-    )
+    bases = _drw(dataset), _drw_sam(dataset)
+    return _seeded([base | {"weight_decay": 1e-3} for base in bases], seeds)
+
+
+def control_cifar100(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
+    """The control on CIFAR-100-LT, where 1e-3 is the best of ``tuning_cifar100``, too.
+
+    Others, who re-ran the released code, reached its SAM rows on this set with weight
+    decay alone.
+    """
+    return control(seeds, "cifar100")
 
 
 def dynamics(seeds: Sequence[int] = SEEDS) -> list[Experiment]:
@@ -269,7 +277,8 @@ def tuning_cifar100(seeds: Sequence[int] = TUNING_SEEDS[:1]) -> list[Experiment]
     data = "cifar100"
     bases = [b for name, b in _bases(data).items() if name != "ce"]
     settings = [
-        base | {"optimizer": "sam", "rho": round(radius / lite_rho(base["loss"]), 6)}
+        base
+        | {"optimizer": "sam", "rho": round(radius / lite_rho(base["loss"], data), 6)}
         for base in bases
         for radius in LITE_RADII[base["loss"]]
     ]
@@ -468,10 +477,10 @@ def large_words(experiment: Experiment) -> list[str]:
 STUDIES: dict[str, Callable[..., list[Experiment]]] = {
     study.__name__: study
     for study in (
-        table1, table1_cifar100, control, dynamics, rho_ablation, weight_decay,
-        sam_timing, bn_statistics, optimizers, optimizers_cifar100, tuning, curvature,
-        tuning_cifar100, adaptive_tuning, adaptive, head_images, edge, vs_tuning,
-        wider_tuning, wider_decay, one_curve, two_more_knobs, lab,
+        table1, table1_cifar100, control, control_cifar100, dynamics, rho_ablation,
+        weight_decay, sam_timing, bn_statistics, optimizers, optimizers_cifar100,
+        tuning, curvature, tuning_cifar100, adaptive_tuning, adaptive, head_images,
+        edge, vs_tuning, wider_tuning, wider_decay, one_curve, two_more_knobs, lab,
     )
 }  # fmt: skip
 

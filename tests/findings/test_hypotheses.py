@@ -12,8 +12,10 @@ from worlds import FAMILY, as_the_poster, made, world
 
 from saddlebook import studies
 from saddlebook.findings import claims, edges, hypotheses, readme, spectra_claims
-from saddlebook.scales import at_scale
+from saddlebook.scales import at_scale, lite_rho
 from saddlebook.store import Store
+
+LITE = Store(Path(__file__).parents[2] / "results/lite")
 
 
 def verdicts(records):
@@ -190,6 +192,20 @@ def test_tuning_and_reported_runs_share_no_seed():
     assert not reported & set(studies.TUNING_SEEDS)
 
 
+def test_radii_and_decay_of_cifar100_are_the_best_of_its_tuning():
+    runs = LITE.records(studies.named("tuning_cifar100", "lite"))
+    for loss, factor in (("ce", 0.075), ("ldam", 0.0625), ("vs", 0.375)):
+        assert lite_rho(loss, "cifar100") == factor
+        climbed = [r for r in runs if r.experiment.rho and r.experiment.loss == loss]
+        best = max(climbed, key=lambda r: r.accuracy.overall)
+        assert best.experiment.rho == round(0.8 * factor, 6)
+    plain = [r for r in runs if (r.experiment.loss, r.experiment.rho) == ("ce", 0)]
+    assert len(plain) == len(studies.WEIGHT_DECAYS)
+    best = max(plain, key=lambda r: r.accuracy.overall)
+    control = studies.control_cifar100()
+    assert {e.weight_decay for e in control} == {best.experiment.weight_decay}
+
+
 def test_the_rivals_noise_is_one_that_tuning_tries():
     tried = {(e.optimizer, e.noise, e.lpf_samples) for e in studies.tuning()}
     rivals = [e for e in studies.optimizers() if e.optimizer in ("pgd", "lpf")]
@@ -199,10 +215,9 @@ def test_the_rivals_noise_is_one_that_tuning_tries():
 
 @pytest.mark.parametrize("name", ["pgd", "lpf", "adam", "sign"])
 def test_a_rivals_setting_is_the_best_on_the_tuning_seeds(name):
-    store = Store(Path(__file__).parents[2] / "results/lite")
     tried = studies.named("tuning", "lite") + studies.named("adaptive_tuning", "lite")
     scores: dict[tuple[float, ...], list[float]] = {}
-    for run in store.records(tried):
+    for run in LITE.records(tried):
         if run.experiment.optimizer == name:
             scores.setdefault(knobs(run.experiment), []).append(run.accuracy.overall)
     assert {len(found) for found in scores.values()} == {len(studies.TUNING_SEEDS)}

@@ -36,7 +36,7 @@ FAMILIES = (
     hypotheses.main_table, hypotheses.baselines, hypotheses.gap,
     spectra_claims.curvature_family, spectra_claims.schedule_family, hypotheses.five,
     hypotheses.wider, hypotheses.curve_family, hypotheses.knobs_family,
-    hypotheses.adaptive_family,
+    hypotheses.adaptive_family, hypotheses.second_table,
     spectra_claims.images_family, edges.edge_family, edges.outlier_family,
 )  # fmt: skip
 _ASKED = FAMILIES[FAMILIES.index(hypotheses.five) :]
