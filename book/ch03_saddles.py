@@ -22,12 +22,12 @@ from saddlebook import figures
 from saddlebook.book import Page
 from saddlebook.figures import toys
 from saddlebook.findings import inference
-from saddlebook.theory import escapes, known, landscapes
+from saddlebook.theory import known, landscapes
 
 page = Page("ch03_saddles", vars())
-same, used = escapes.moments(), escapes.moments(normalised=True)
-fresh = escapes.moments(fresh=True)
-worst = max(escapes.worst(table) for table in (same, fresh))
+same, used = landscapes.moments(), landscapes.moments(normalised=True)
+fresh = landscapes.moments(fresh=True)
+worst = max(landscapes.worst(table) for table in (same, fresh))
 turn = same.query("measured > 1").iloc[0]
 holds = worst < 3 and turn.drift < 0
 found = inference.Verdict(
@@ -151,7 +151,7 @@ figures.show(
 
 # %%
 kinds = [(False, 0.0), (False, 0.9), (True, 0.0), (True, 0.9)]
-maps = [escapes.escape_map(normalised=n, momentum=b) for n, b in kinds]
+maps = [landscapes.escape_map(normalised=n, momentum=b) for n, b in kinds]
 page.value("agree", min(one.agreement for one in maps), ".1f")
 figures.show(
     toys.plot_escape_maps(maps),
@@ -179,7 +179,7 @@ figures.show(
 # in many dimensions (`saddles.noisy_radius`).
 
 # %%
-tables = {f"β = {b:g}": escapes.arrivals(momentum=b) for b in (0, 0.9)}
+tables = {f"β = {b:g}": landscapes.arrivals(momentum=b) for b in (0, 0.9)}
 quiet = tables["β = 0"].query("sigma == 0 and rho > 0")["arrived"].max()
 page.value("quiet", quiet, ".0f")
 figures.show(
@@ -210,7 +210,7 @@ rho = {e.method: e.rho for e in sb.studies.table1()}["CE+DRW+SAM"]
 counts = sb.data.class_counts(5000, 10, 100)
 share = float(known.class_shares(counts)[8])
 total = share * printed
-phases = escapes.schedule(total, rho)
+phases = known.schedule(total, rho)
 
 # %% tags=["remove-input"]
 names = ["step size", "η|λ|", "leaves a trap", "SGD: steps for ×10"]

@@ -17,7 +17,8 @@ from records import record
 
 from saddlebook import book
 from saddlebook.book import gather, notebooks, page
-from saddlebook.book.build import _publish, _restore, meanings, with_meanings
+from saddlebook.book.reproduce import _publish, _restore
+from saddlebook.book.sheets import meanings, with_meanings
 from saddlebook.disk.files import locked
 from saddlebook.errors import LockedError, UsageError, VerifyError
 from saddlebook.experiment import Experiment

@@ -7,12 +7,12 @@ import pytest
 
 from saddlebook.figures import style as svg
 from saddlebook.figures import toys
-from saddlebook.theory import escapes
+from saddlebook.theory import landscapes
 
 
 @pytest.fixture(scope="module")
 def table():
-    return escapes.moments((0.5, 1.5, 3.0), draws=2_000)
+    return landscapes.moments((0.5, 1.5, 3.0), draws=2_000)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_factor_draws_measured_and_predicted(table):
 
 
 def test_escape_maps_leave_blank_what_never_escapes():
-    one = escapes.escape_map(normalised=True, cells=12, steps=200)
+    one = landscapes.escape_map(normalised=True, cells=12, steps=200)
     ax = toys.plot_escape_maps([one, one])
     (mesh,) = [c for c in ax.collections if c.get_array() is not None]
     shown = np.ma.filled(mesh.get_array(), np.nan)
@@ -51,7 +51,7 @@ def test_the_portrait_counts_who_stays_at_the_saddle():
 
 
 def test_arrivals_draws_a_line_for_each_noise():
-    table = escapes.arrivals((0.0, 0.5), (0.0, 0.1), runs=5)
+    table = landscapes.arrivals((0.0, 0.5), (0.0, 0.1), runs=5)
     ax = toys.plot_arrivals({"none": table})
     assert ax.get_legend_handles_labels()[1] == ["σ = 0", "σ = 0.1"]
     assert ax.lines[0].get_ydata().tolist() == [100, 0]

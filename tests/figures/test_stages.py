@@ -16,7 +16,7 @@ from saddlebook.errors import UsageError
 from saddlebook.experiment import Experiment
 from saddlebook.figures import stages, widgets
 from saddlebook.scales import at_scale
-from saddlebook.theory import known, landscapes
+from saddlebook.theory import known
 
 STAGES = ("plot.js", "stages.js")
 
@@ -131,13 +131,13 @@ def test_the_sheet_holds_the_first_images_of_the_published_draw(cifar_root) -> N
 
 
 def test_weights_move_the_line_and_margins_need_them() -> None:
-    plain = landscapes.boundary_toy([400, 12], 0, 0)
-    weighted = landscapes.boundary_toy([400, 12], 0.9999, 0)
-    both = landscapes.boundary_toy([400, 12], 0.9999, 0.5)
+    plain = known.boundary_toy([400, 12], 0, 0)
+    weighted = known.boundary_toy([400, 12], 0.9999, 0)
+    both = known.boundary_toy([400, 12], 0.9999, 0.5)
     rare = [toy.right[1] for toy in (plain, weighted, both)]
     assert rare[0] < 60 < rare[1] < rare[2]
     assert plain.right[0] > weighted.right[0] > both.right[0]
-    even = landscapes.boundary_toy([500, 500], 0, 0)
+    even = known.boundary_toy([500, 500], 0, 0)
     # Bayes: x = 0, right with probability Φ(1)
     assert even.right.tolist() == pytest.approx([84.1, 84.1], abs=3)
 

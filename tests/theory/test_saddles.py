@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saddlebook.errors import NumericalError, UsageError
-from saddlebook.theory import escapes
+from saddlebook.theory import known, landscapes
 from saddlebook.theory import saddles as s
 from saddlebook.theory.landscapes import (
     Landscape,
@@ -114,10 +114,10 @@ def test_the_edges_are_where_the_multiplier_leaves_the_unit_circle() -> None:
         k = 0.05 * 2.0 * (1 - rho * 2.0)
         assert abs(s.roots(k, beta)[0]) == pytest.approx(1, abs=1e-12)
         for norm in (None, 0.7):
-            lam = escapes.stable_curvature(0.1, 0.5, beta, norm)
+            lam = s.stable_curvature(0.1, 0.5, beta, norm)
             slope = lam * (1 + 0.5 / (norm or 1.0) * lam)
             assert abs(s.roots(-0.1 * slope, beta)[0]) == pytest.approx(1, abs=1e-12)
-    assert escapes.stable_curvature(0.1) == pytest.approx(20)
+    assert s.stable_curvature(0.1) == pytest.approx(20)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.9])
@@ -126,7 +126,7 @@ def test_heavy_ball_sam_on_a_quadratic_turns_unstable_at_the_edge(beta, rho) -> 
     """SAM's own step, ‖g‖ from another direction: x stays at 0.99, leaves at 1.01."""
     eta, norm = 0.1, 0.7
     for factor, stays in ((0.99, True), (1.01, False)):
-        lam = factor * escapes.stable_curvature(eta, rho, beta, norm)
+        lam = factor * s.stable_curvature(eta, rho, beta, norm)
         place, speed = np.array([1e-9, 0.0]), np.zeros(2)
 
         def slope(at, lam=lam):  # of λx²/2 + ‖g‖·z
@@ -312,7 +312,7 @@ def test_noisy_escape_times_follow_the_law_of_the_grown_noise() -> None:
 def test_escape_maps_agree_with_the_closed_forms_to_the_step() -> None:
     for normalised in (False, True):
         for momentum in (0.0, 0.9):
-            one = escapes.escape_map(
+            one = landscapes.escape_map(
                 normalised=normalised, momentum=momentum, cells=20, steps=500
             )
             assert one.agreement == 100
@@ -321,7 +321,7 @@ def test_escape_maps_agree_with_the_closed_forms_to_the_step() -> None:
 
 
 def test_a_larger_radius_never_helps_to_reach_a_minimum() -> None:
-    table = escapes.arrivals((0.0, 0.1, 0.5), (0.0, 0.1), runs=20)
+    table = landscapes.arrivals((0.0, 0.1, 0.5), (0.0, 0.1), runs=20)
     for _, part in table.groupby("sigma"):
         assert part["arrived"].is_monotonic_decreasing
         assert part["arrived"].iloc[0] == 100
@@ -331,15 +331,15 @@ def test_a_larger_radius_never_helps_to_reach_a_minimum() -> None:
 @pytest.mark.parametrize("kind", ["same", "fresh", "tau"])
 def test_the_table_of_factors_lies_within_its_errors(kind: str) -> None:
     tau = 0.3 if kind == "tau" else 0.0
-    table = escapes.moments(fresh=kind == "fresh", curvature_sigma=tau, draws=20_000)
-    assert escapes.worst(table) < 3
+    table = landscapes.moments(fresh=kind == "fresh", curvature_sigma=tau, draws=20_000)
+    assert landscapes.worst(table) < 3
     off = (table["drift"] - table["predicted_drift"]).abs()
     assert (off <= 3 * table["drift_error"] + 1e-12).all()
     assert set(table["regime"]) == set(s.REGIMES[1:])
 
 
 def test_the_schedule_overshoots_before_the_drop_only() -> None:
-    phases = escapes.schedule(-23.0, 0.5)
+    phases = known.schedule(-23.0, 0.5)
     assert phases["overshoots"].tolist() == [True, False, False]
     assert phases["step_size"].tolist() == pytest.approx([0.1, 1e-3, 1e-5])
     assert (phases["sam_edge"] < phases["sgd_edge"]).all()

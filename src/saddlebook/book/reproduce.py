@@ -1,21 +1,38 @@
-"""The whole paper in one command: a plan, then every chapter's evidence, then the book.
+"""Makes the book: ``build`` its pages, or ``reproduce`` the records behind them first.
 
-Runs are made in the order in which chapters need them, most telling chapter first; what
-two chapters share is trained once. Each chapter goes through papermill as soon as its
-records are there.
+``build`` runs the chapters, then Jupyter Book; any warning is an error, and the build
+itself runs no code and no network. ``reproduce`` is the whole paper in one command: a
+plan, then every chapter's evidence, then the book. Runs are made in the order in which
+chapters need them, most telling chapter first; what two chapters share is trained once.
+How one chapter is run is in ``notebooks``.
 """
 
 from __future__ import annotations
 
+import html.parser
+import os
+import re
+import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saddlebook import progress, studies, workers
-from saddlebook.book import build, notebooks
-from saddlebook.errors import SaddlebookError, Stopped
+from saddlebook.book.notebooks import (
+    SCALES,
+    entries,
+    execute,
+    execute_all,
+    sentinel,
+    tidy,
+)
+from saddlebook.book.sheets import OTHERS
+from saddlebook.disk.files import locked, write_whole
+from saddlebook.errors import SaddlebookError, Stopped, UsageError, VerifyError, one_of
 from saddlebook.experiment import Experiment
 from saddlebook.progress import Progress
 from saddlebook.store import find_records
@@ -36,8 +53,156 @@ NEEDS = {
         "curvature", "one_curve", "two_more_knobs", "adaptive", "head_images", "edge",
     ),
 }  # fmt: skip
+_SOURCES = ("_config.yml", "_toc.yml", "CITATION.cff")
 _MINUTE = 60.0
 Say = Callable[[str], None]
+
+
+def build(
+    root: str | os.PathLike[str] = ".",
+    *,
+    scale: str = "lite",
+    results: str = "results",
+    device: str = "cpu",
+) -> Path:
+    """Execute all chapters and build the book into ``_build/html``.
+
+    The old pages are replaced only by a whole, checked new book.
+
+    Raises:
+        UsageError: ``quick``, which is never published.
+        VerifyError: A chapter failed, a warning, or a page or figure is missing.
+    """
+    if one_of("scale", scale, SCALES) == "quick":
+        raise UsageError("a quick book is no evidence; build it at lite or full scale")
+    root = Path(root).resolve()
+    final = root / "_build" / "html"
+    with locked(root / "_build" / "book.lock", "the book"):
+        _restore(final)
+        pages = execute_all(root, scale=scale, results=results, device=device)
+        stage = _stage(root, pages, Path(results))
+        made = _sphinx(root, stage)
+        check_pages(made, entries(root))
+        _publish(made, final)
+    return final
+
+
+def _publish(made: Path, final: Path) -> None:
+    """Put new pages in the place of the old ones; never a part of either.
+
+    A kill between the two renames leaves the old ones beside, see ``_restore``.
+    """
+    old = final.with_name("old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.replace(old)
+    made.replace(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore(final: Path) -> None:
+    old = final.with_name("old")
+    if old.exists() and not final.exists():
+        old.replace(final)
+
+
+def _stage(root: Path, pages: Mapping[str, Any], results: Path) -> Path:
+    """Lay out what Jupyter Book reads: settings, text, executed notebooks, records."""
+    import nbformat
+
+    stage = root / "_build" / "src"
+    shutil.rmtree(stage, ignore_errors=True)
+    shutil.copytree(
+        root / "book", stage / "book", ignore=shutil.ignore_patterns("*.py")
+    )
+    for name in _SOURCES:
+        shutil.copy2(root / name, stage / name)
+    for pattern in OTHERS.values():
+        for path in (root / results).glob(pattern):
+            place = stage / "book/_static/results" / path.relative_to(root / results)
+            write_whole(place, path.read_bytes())
+    for stem, notebook in pages.items():
+        _copy_records(notebook, root / results, stage / "book/_static/results")
+        text = nbformat.writes(tidy(notebook, stem))
+        write_whole(stage / "book" / f"{stem}.ipynb", text.encode())
+    return stage
+
+
+def _copy_records(notebook: Any, results: Path, target: Path) -> None:
+    """Put the records a page shows beside it, so that its footer's links lead there."""
+    mark = sentinel(notebook.cells[-1].outputs) or {}
+    for slug, scale in mark.get("records", {}).items():
+        source = results / scale / f"{slug}.json"
+        (target / scale).mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target / scale / source.name)
+
+
+def _sphinx(root: Path, stage: Path) -> Path:
+    """Build the staged book; any warning is an error."""
+    target = root / "_build" / "new"
+    shutil.rmtree(target, ignore_errors=True)
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(stage)]
+    command += ["--path-output", str(target), "-n", "-W", "--keep-going", "--all"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    said = done.stdout + done.stderr
+    log = write_whole(root / "_build/book.log", said.encode())
+    if done.returncode:
+        lines = [line for line in said.splitlines() if line.strip()]
+        loud = [line for line in lines if "WARNING" in line or "ERROR" in line]
+        why = "\n".join(loud[:20] or lines[-5:])
+        raise VerifyError(f"the book did not build; log: {log}\n{why}")
+    return target / "_build" / "html"
+
+
+class _Links(html.parser.HTMLParser):
+    """Collects what a page loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+
+    def handle_starttag(
+        self, tag: str, attrs: Iterable[tuple[str, str | None]]
+    ) -> None:
+        values = dict(attrs)
+        if tag in {"script", "img", "iframe", "source"} and values.get("src"):
+            self.loaded.append(str(values["src"]))
+        relation = str(values.get("rel"))
+        if tag == "link" and ("stylesheet" in relation or "preload" in relation):
+            self.loaded.append(str(values.get("href")))
+
+
+def check_pages(folder: Path, entries: Iterable[str]) -> None:
+    """Check that every page is there and loads only whole files that lie beside it.
+
+    Raises:
+        VerifyError: Lists every fault.
+    """
+    faults = []
+    for entry in entries:
+        page = folder / f"{entry}.html"
+        if not page.exists() or page.stat().st_size < 1000:
+            faults.append(f"page {entry} is missing or empty")
+            continue
+        links = _Links()
+        links.feed(page.read_text())
+        faults += [f"{entry}: {why}" for why in _load_faults(page, links.loaded)]
+    if faults:
+        raise VerifyError("\n".join(faults))
+
+
+def _load_faults(page: Path, loaded: Iterable[str]) -> list[str]:
+    faults = []
+    for link in loaded:
+        if re.match(r"(https?:)?//", link):
+            faults.append(f"loads {link} from the network")
+        elif not link.startswith("data:"):
+            file = page.parent / link.split("?")[0].split("#")[0]
+            if not file.is_file() or not file.stat().st_size:
+                faults.append(f"{link} is missing or empty")
+    return faults
 
 
 @dataclass(frozen=True)
@@ -212,4 +377,4 @@ def _make(
 def _execute(root: Path, chapter: str, scale: str, results: str) -> None:
     given = {"scale": scale, "results": str(Path(results).resolve())}
     output = root / "_build" / "executed" / f"{chapter}.ipynb"
-    notebooks.execute(root / "book" / f"{chapter}.py", output, given, root=root)
+    execute(root / "book" / f"{chapter}.py", output, given, root=root)

@@ -1,6 +1,8 @@
-"""Tables, verdicts, cards and sources as HTML that fits a window, folds on a phone.
+"""Makes the HTML of pages: tables, verdicts, cards, sources, explained words.
 
-Knows tables, cards and experiments; no page.
+Tables fit a window and fold on a phone. As a Sphinx extension (``setup``) it keeps the
+pages free of outside scripts, explains the first use of a word on each page, and leads
+from numbers to their records. Knows tables, cards and experiments; no chapter.
 """
 
 from __future__ import annotations
@@ -239,3 +241,89 @@ def _architecture(row: Mapping[str, Any]) -> list[str]:
     true = f" ({row['true_trace']:.4g})" if "true_trace" in row else ""
     word = "right" if row["right"] else "WRONG"
     return [*(cell.replace("-", "−") for cell in (*first, *ends, trace + true)), word]
+
+
+def _clean(app: Any, pagename: str, template: str, context: Any, doctree: Any) -> None:
+    """Keep the page off the network: each script once, no thebe."""
+    seen, kept = set(), []
+    for script in context.get("script_files", []):
+        name = str(getattr(script, "filename", script) or "")
+        body = getattr(script, "attributes", {}).get("body", "")
+        if "thebe" in name.lower() or "THEBE" in body or (name, body) in seen:
+            continue
+        seen.add((name, body))
+        kept.append(script)
+    context["script_files"] = kept
+
+
+# Where no word is explained: code, pictures, tables, links, titles and formulas
+_APART = re.compile(
+    r"(<(script|style|svg|pre|code|table|a|h\d|summary|button|label|noscript)\b.*?</\2>"
+    r"|<(span|div) class=\"math.*?</\3>|<[^>]*>)",
+    re.DOTALL,
+)
+
+
+def meanings(notation: str) -> dict[str, str]:
+    """Words and what they mean, from the table in ``notation.md``."""
+    table = notation.partition("\n## Words\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] != "word"}
+
+
+def with_meanings(body: str, words: Mapping[str, str]) -> str:
+    """A page with the first use of every word marked with its meaning."""
+    names = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+    word = re.compile(rf"(?<![\w+-])({names})(?![\w+-])")
+    seen: set[str] = set()
+
+    def mark(found: re.Match[str]) -> str:
+        if found[1] in seen:
+            return found[1]
+        seen.add(found[1])
+        told = html.escape(words[found[1]])
+        return f'<abbr class="sb-term" tabindex="0" title="{told}">{found[1]}</abbr>'
+
+    parts, end = [], 0
+    for apart in _APART.finditer(body):
+        parts += [word.sub(mark, body[end : apart.start()]), apart[0]]
+        end = apart.end()
+    return "".join([*parts, word.sub(mark, body[end:])])
+
+
+_SOURCE = '<a class="sb-source" href="#records" title="Records and commands">{}</a>'
+_QUOTED = re.compile(r'(?<=<span class="pasted-text">)[^<]+')
+# What shows numbers, to its end: captions, boxes, folded tables, pictures to move
+_SHOWN = re.compile(
+    r"(?=</(?:fig)?caption>|</dd></dl></div>)"
+    r'|<p class="sb-(?:verdict|sure)">.*?(?=</p>)'
+    r'|<details class="sb-tables">.*?</table>|<div class="afm-static".*?</div>',
+    re.DOTALL,
+)
+
+
+def with_sources(body: str) -> str:
+    """A page whose numbers lead to the records and commands named in its footer."""
+    if 'id="records"' not in body:
+        return body
+    body = _QUOTED.sub(lambda found: _SOURCE.format(found[0]), body)
+    return _SHOWN.sub(lambda found: found[0] + " " + _SOURCE.format("Source"), body)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register with Sphinx."""
+    words: dict[str, str] = {}
+
+    def read(app: Any) -> None:
+        words.update(meanings((Path(app.srcdir) / "book/notation.md").read_text()))
+
+    def explain(
+        app: Any, pagename: str, template: str, context: Any, tree: Any
+    ) -> None:
+        if pagename.startswith("book/") and "body" in context:
+            context["body"] = with_meanings(with_sources(context["body"]), words)
+
+    app.connect("builder-inited", read)
+    app.connect("html-page-context", _clean, priority=900)
+    app.connect("html-page-context", explain)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -24,8 +24,12 @@ from saddlebook.data.sources import CLASS_NAMES
 from saddlebook.errors import UsageError
 from saddlebook.figures.widgets import Widget
 from saddlebook.findings.tables import ENDS
-from saddlebook.theory.known import ByStep, recurrence_by_step
-from saddlebook.theory.landscapes import boundary_toy, plane_points
+from saddlebook.theory.known import (
+    ByStep,
+    boundary_toy,
+    plane_points,
+    recurrence_by_step,
+)
 
 if TYPE_CHECKING:
     from saddlebook.data import Dataset

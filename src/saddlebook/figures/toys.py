@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.figures.style import BLUE, COLOURS, GREY, INK, ORANGE, panels, styled
 from saddlebook.theory import saddles
-from saddlebook.theory.escapes import EscapeMap
-from saddlebook.theory.landscapes import Rule, double_well, walk
+from saddlebook.theory.landscapes import EscapeMap, Rule, double_well, walk
 
 _FLOOR = 1e-16  # of the logarithmic axis
 
@@ -148,8 +147,8 @@ def plot_factor(tables: Mapping[str, pd.DataFrame]) -> Axes:
     """Second moment and mean step over SGD's against a: lines predict, marks measure.
 
     Args:
-        tables: From ``escapes.moments``, by name; standard errors are smaller than the
-            marks.
+        tables: From ``landscapes.moments``, by name; standard errors are smaller than
+            the marks.
     """
     (ax,) = panels(1, height=3.6)
     a = np.linspace(0, 4.2, 43)
@@ -256,8 +255,8 @@ def plot_arrivals(tables: Mapping[str, pd.DataFrame]) -> Axes:
     """Share of walkers that reach a minimum against ρ, a line for each noise.
 
     Args:
-        tables: From ``escapes.arrivals``, by name; one panel each. Dotted: the radius
-            at which the mean step at the saddle turns round, without momentum.
+        tables: From ``landscapes.arrivals``, by name; one panel each. Dotted: the
+            radius at which the mean step at the saddle turns round, without momentum.
     """
     row = panels(len(tables), height=2.8)
     for ax, (title, table) in zip(row, tables.items(), strict=True):

@@ -24,7 +24,7 @@ from saddlebook import studies
 from saddlebook.experiment import Experiment
 from saddlebook.findings.claims import Claim, Contrast, Family, Runs, Sides
 from saddlebook.scales import at_scale
-from saddlebook.theory.escapes import stable_curvature
+from saddlebook.theory.saddles import stable_curvature
 
 if TYPE_CHECKING:
     from saddlebook.record import Record

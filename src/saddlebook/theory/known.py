@@ -1,10 +1,11 @@
-"""Tests against what is known: Lanczos on known spectra, oddities of the released code.
+"""Computes small examples whose answer is known, without training a network.
 
-Knows lists of eigenvalues (chapter 4), and settles by a few lines of arithmetic, from
-the library's own losses and layers, what needs no trained network (chapter 11). Draws
-nothing (that is ``figures.toys``). An operator here
-is diagonal unless it is rotated: the ends do not care for the basis, but the weights of
-one probe do. Random signs q give q'f(H)q = tr f(H) exactly where H is diagonal.
+Lanczos on known lists of eigenvalues (chapter 4); the paper's steps on a saddle
+(chapter 3); oddities of the released code, from the library's own losses and layers
+(chapter 11); a linear classifier of two classes in the plane (chapter 2). Draws nothing
+(that is ``figures.toys``). An operator here is diagonal unless it is rotated: the ends
+do not care for the basis, but the weights of one probe do. Random signs q give
+q'f(H)q = tr f(H) exactly where H is diagonal.
 
 Legend: n size, K steps.
 
@@ -26,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
+from torch.nn.functional import normalize
 
 from saddlebook import losses
 from saddlebook.curvature.lanczos import (
@@ -40,6 +42,8 @@ from saddlebook.curvature.lanczos import (
 from saddlebook.curvature.modes import diagonal_share, released
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.errors import one_of
+from saddlebook.schedules import learning_rate
+from saddlebook.theory import saddles
 
 SIZE = 2000
 KINDS = ("outliers", "edge", "cluster", "low rank")
@@ -376,3 +380,94 @@ def cosine_floor(num_classes: int, scale: float = 1.0) -> float:
     cosines, which no network can bring near zero.
     """
     return math.log1p((num_classes - 1) * math.exp(-2 * scale))
+
+
+def schedule(
+    lambda_min: float, rho: float, *, grad_norm: float = 1.0, momentum: float = 0.9
+) -> pd.DataFrame:
+    """The quadratic model at each step size of the paper's schedule.
+
+    Args:
+        lambda_min: A negative curvature, as printed.
+        rho: SAM's radius.
+        grad_norm: ‖g‖ at which SAM's largest stable curvature is quoted.
+        momentum: β.
+
+    Returns:
+        A row for each phase: ``step_size``; ``rate`` = η·|λ|; ``overshoots``, whether
+        that lets SAM out of a trap; ``sgd_steps`` in which SGD moves ten times farther
+        from such a saddle; the largest stable curvature of SGD and of SAM.
+    """
+    phases = {"6 to 160": 160, "161 to 180": 180, "181 to 200": 200}
+    rows = {}
+    for name, epoch in phases.items():
+        eta = learning_rate(epoch, lr=0.1, epochs=200, drw_epoch=160)
+        rate = eta * -lambda_min
+        growth = np.log(abs(saddles.roots(rate, momentum)[0]))
+        rows[name] = {
+            "step_size": eta,
+            "rate": rate,
+            "overshoots": bool(rate > saddles.overshoot_threshold(momentum)),
+            "sgd_steps": float(np.log(10) / growth),
+            "sgd_edge": float(saddles.stable_curvature(eta, 0.0, momentum)),
+            "sam_edge": float(saddles.stable_curvature(eta, rho, momentum, grad_norm)),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("epochs")
+
+
+class PlaneToy(NamedTuple):
+    """A linear classifier of two classes in the plane, and how it does.
+
+    Attributes:
+        boundary: Of a·x + b·y + c = 0, the rare class where it is positive. [3]
+        right: Percent right of new points, frequent and rare class. [2]
+    """
+
+    boundary: Tensor
+    right: Tensor
+
+
+def plane_points(counts: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Points around (−1, 0) and (1, 0), standard deviation 1. [N, 2], labels [N]"""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
+    points = torch.randn(len(labels), 2, generator=draw, dtype=torch.float64)
+    points[:, 0] += 2.0 * labels - 1
+    return points, labels
+
+
+def boundary_toy(counts: Sequence[int], beta: float, max_margin: float) -> PlaneToy:
+    """Train cosines times 30 with class weights and LDAM's margins on ``plane_points``.
+
+    A point (x, y) becomes (x, y, 2) on the sphere, so that the boundary is a line.
+
+    Args:
+        counts: Training points of the frequent and the rare class.
+        beta: Of ``losses.class_weights``.
+        max_margin: Of the rare class; 0: cross-entropy.
+    """
+    points, labels = plane_points(counts)
+    adjust = losses.adjustment("ldam", counts)
+    adjust = adjust._replace(margin=adjust.margin * (max_margin / adjust.margin.max()))
+    weights = losses.class_weights(counts, beta, torch.float64)
+    matrix = torch.tensor([[-1.0, 0, 0], [1, 0, 0]], dtype=torch.float64)
+    matrix.requires_grad_()
+    fitter = torch.optim.LBFGS([matrix], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        fitter.zero_grad()
+        cosines = _on_sphere(points) @ normalize(matrix).T
+        loss = nn.functional.cross_entropy(adjust(cosines, labels), labels, weights)
+        loss.backward()
+        return loss.detach()
+
+    fitter.step(closure)
+    found = normalize(matrix.detach())
+    boundary = (found[1] - found[0]) * torch.tensor([1, 1, 2])
+    fresh, truth = plane_points([5000, 5000], seed=1)
+    right = (fresh @ boundary[:2] + boundary[2] > 0) == truth.bool()
+    return PlaneToy(boundary, 100 * right.view(2, -1).double().mean(1))
+
+
+def _on_sphere(points: Tensor) -> Tensor:
+    return normalize(nn.functional.pad(points, (0, 1), value=2.0))

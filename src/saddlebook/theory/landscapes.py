@@ -1,6 +1,7 @@
-"""Lets thousands of walkers run on toy landscapes: what Theorem 1 predicts, seen.
+"""Simulates SAM on toy landscapes: what Theorem 1 predicts, and what is measured.
 
-At the end two classes in the plane, trained with the library's losses (chapter 2).
+Thousands of walkers step side by side; how fast they leave a saddle is for chapter 3.
+Draws nothing (that is ``figures.toys``).
 
 Legend: d dimensions, W walkers; positions are [d, W], so that ``x, y = position``.
 """
@@ -10,19 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 from numpy.random import Generator
-from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from saddlebook import losses
 from saddlebook.errors import NumericalError, UsageError
+from saddlebook.theory import saddles
 from saddlebook.theory.saddles import Array, finite
 
 Batch = tuple[Array, Array | None]
+GRID = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # scaled radii
 _PER_WALKER = ("step_size", "rho", "momentum")
 
 
@@ -304,59 +304,165 @@ def measure_gradient(
     )
 
 
-class PlaneToy(NamedTuple):
-    """A linear classifier of two classes in the plane, and how it does.
+def moments(
+    a: Sequence[float] = GRID,
+    *,
+    normalised: bool = False,
+    fresh: bool = False,
+    curvature_sigma: float = 0.0,
+    draws: int = 100_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Second moment and mean step of SAM along v over SGD's: predicted and measured.
 
-    Attributes:
-        boundary: Of a·x + b·y + c = 0, the rare class where it is positive. [3]
-        right: Percent right of new points, frequent and rare class. [2]
-    """
-
-    boundary: Tensor
-    right: Tensor
-
-
-def plane_points(counts: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Points around (−1, 0) and (1, 0), standard deviation 1. [N, 2], labels [N]"""
-    draw = torch.Generator().manual_seed(seed)
-    labels = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
-    points = torch.randn(len(labels), 2, generator=draw, dtype=torch.float64)
-    points[:, 0] += 2.0 * labels - 1
-    return points, labels
-
-
-def boundary_toy(counts: Sequence[int], beta: float, max_margin: float) -> PlaneToy:
-    """Train cosines times 30 with class weights and LDAM's margins on ``plane_points``.
-
-    A point (x, y) becomes (x, y, 2) on the sphere, so that the boundary is a line.
+    At y = 0.05 on a saddle with λ = −1. Plain SAM in the plane, σ = 0.1; normalised SAM
+    in 400 dimensions, σ = 0.05 and a twentieth of the draws, where ‖g‖ is nearly
+    constant and the prediction is that of Theorem 1 with ρ/‖g‖.
 
     Args:
-        counts: Training points of the frequent and the rare class.
-        beta: Of ``losses.class_weights``.
-        max_margin: Of the rare class; 0: cross-entropy.
+        a: Scaled radii.
+        normalised: Which SAM.
+        fresh: Whether the second pass draws its own batch.
+        curvature_sigma: Spread of the samples' curvature; plain SAM only.
+        draws: Mini-batches for each a.
+        seed: Of the draws.
+
+    Returns:
+        One row for each a: ``a``, ``predicted``, ``measured``, ``error`` (standard
+        error), ``predicted_drift``, ``drift``, ``drift_error``, ``regime``.
     """
-    points, labels = plane_points(counts)
-    adjust = losses.adjustment("ldam", counts)
-    adjust = adjust._replace(margin=adjust.margin * (max_margin / adjust.margin.max()))
-    weights = losses.class_weights(counts, beta, torch.float64)
-    matrix = torch.tensor([[-1.0, 0, 0], [1, 0, 0]], dtype=torch.float64)
-    matrix.requires_grad_()
-    fitter = torch.optim.LBFGS([matrix], max_iter=200, line_search_fn="strong_wolfe")
+    y, sigma, dim = 0.05, 0.05 if normalised else 0.1, 400 if normalised else 2
+    land = replace(saddle(dim=dim), sigma=sigma, curvature_sigma=curvature_sigma)
+    place = (0.0,) * (dim - 1) + (y,)
+    draws = draws // 20 if normalised else draws
+    scale = (
+        measure_gradient(land, place, Rule(0.0), draws=draws).grad_norm
+        if normalised
+        else 1
+    )
+    tau = 0.0 if fresh else curvature_sigma
+    unit = float(saddles.second_moment(0.0, -1.0, y, sigma, curvature_sigma))
+    rows = []
+    for i, radius in enumerate(a):
+        rule = Rule(0.0, radius * scale, normalised, fresh=fresh)
+        seen = measure_gradient(land, place, rule, draws=draws, seed=seed + i)
+        told = saddles.second_moment(radius, -1.0, y, sigma, curvature_sigma, fresh)
+        factor = saddles.amplification(radius, -1.0) if normalised else told / unit
+        rows.append(
+            {
+                "a": radius,
+                "predicted": float(factor),
+                "measured": seen.second_moment / unit,
+                "error": seen.second_moment_error / unit,
+                "predicted_drift": float(saddles.mean_step(radius, -1.0, tau)),
+                "drift": seen.drift / y,
+                "drift_error": seen.drift_error / y,
+                "regime": saddles.regime(radius),
+            }
+        )
+    return pd.DataFrame(rows)
 
-    def closure() -> Tensor:
-        fitter.zero_grad()
-        cosines = _on_sphere(points) @ normalize(matrix).T
-        loss = nn.functional.cross_entropy(adjust(cosines, labels), labels, weights)
-        loss.backward()
-        return loss.detach()
 
-    fitter.step(closure)
-    found = normalize(matrix.detach())
-    boundary = (found[1] - found[0]) * torch.tensor([1, 1, 2])
-    fresh, truth = plane_points([5000, 5000], seed=1)
-    right = (fresh @ boundary[:2] + boundary[2] > 0) == truth.bool()
-    return PlaneToy(boundary, 100 * right.view(2, -1).double().mean(1))
+def worst(table: pd.DataFrame) -> float:
+    """Largest distance of measured from predicted, in standard errors."""
+    off = (table["measured"] - table["predicted"]).abs()
+    return float((off / table["error"].clip(lower=1e-12))[off > 1e-12].max())
 
 
-def _on_sphere(points: Tensor) -> Tensor:
-    return normalize(nn.functional.pad(points, (0, 1), value=2.0))
+@dataclass(frozen=True)
+class EscapeMap:
+    """Steps to escape along v without noise, λ = −1, over radius and step size.
+
+    Attributes:
+        normalised: Which SAM.
+        momentum: β.
+        radii: a = ρ·|λ| of plain SAM, or ρ over the start of normalised SAM. [M]
+        rates: η·|λ|. [N]
+        times: inf where it takes more than ``steps``. [N, M]
+        predicted: By ``saddles.escape_time``; nan where that has no closed form.
+        steps: At most this many were made.
+    """
+
+    normalised: bool
+    momentum: float
+    radii: Array
+    rates: Array
+    times: Array
+    predicted: Array
+    steps: int
+
+    @property
+    def agreement(self) -> float:
+        """Percent of the cells with a closed form that agree to the very step."""
+        known = ~np.isnan(self.predicted)
+        told = np.where(self.predicted > self.steps, np.inf, self.predicted)
+        return 100 * float((told == self.times)[known].mean())
+
+    @property
+    def edges(self) -> list[Array]:
+        """Where the trap should begin and end: rows of radius and rate. [2, K]"""
+        low, high = self.rates[0], self.rates[-1]
+        if not self.normalised:
+            some = np.geomspace(low, high, 12)
+            end = saddles.overshoot_radius(some, -1.0, self.momentum)
+            left = np.array([[1.0, 1.0], [low, high]])
+            return [left, np.array([end, some])]
+        top = float(saddles.overshoot_threshold(self.momentum))
+        left = np.array([[1.0, 1.0], [low, top]])
+        return [left, np.array([[1.0, self.radii[-1]], [top, top]])]
+
+
+def escape_map(
+    *, normalised: bool, momentum: float = 0.0, cells: int = 48, steps: int = 2000
+) -> EscapeMap:
+    """Let one walker go for each radius and step size; it has escaped at |y| > 10.
+
+    Args:
+        normalised: Plain SAM starts at y = 0.05, normalised SAM there too, with radii
+            from a tenth of that to a hundred times.
+        momentum: β.
+        cells: Radii, and step sizes, on logarithmic grids.
+        steps: At most.
+    """
+    start, radii = 0.05, np.geomspace(0.1, 100, cells)
+    rates = np.geomspace(0.01, 3, cells)
+    rho, rate = (axis.ravel() for axis in np.meshgrid(radii, rates))
+    rho = rho * start if normalised else rho
+    rule = Rule(rate, rho, normalised, momentum)
+    seen = walk(Landscape((-1.0,)), (start,), rule, steps=steps, exit=10.0)
+    told = saddles.escape_time(start, rate, -1.0, rho, normalised, momentum, 10.0)
+    times, told = (x.reshape(cells, cells) for x in (seen.escape_time, told))
+    return EscapeMap(normalised, momentum, radii, rates, times, told, steps)
+
+
+def arrivals(
+    radii: Sequence[float] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
+    sigmas: Sequence[float] = (0.0, 0.05, 0.1, 0.3),
+    *,
+    momentum: float = 0.0,
+    runs: int = 100,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Share of normalised-SAM walkers that reach a minimum of the double well.
+
+    f = x²/2 − y²/2 + y⁴/4 from (0.01, 0.001), η = 0.05, 2,000 steps; a walker has
+    arrived at |y| > 0.9, the minima being at ±1.
+
+    Returns:
+        ``sigma rho arrived error runs``, percent with its binomial standard error.
+    """
+    rows = []
+    for sigma in sigmas:
+        land = replace(double_well(), sigma=sigma)
+        rule = Rule(0.05, np.repeat(np.asarray(radii), runs), momentum=momentum)
+        start = (0.01, 0.001)
+        seen = walk(land, start, rule, steps=2000, exit=0.9, seed=seed).escape_time
+        for rho, times in zip(radii, seen.reshape(-1, runs), strict=True):
+            share = float(np.isfinite(times).mean())
+            error = float(np.sqrt(share * (1 - share) / runs))
+            row = [sigma, rho, 100 * share, 100 * error, runs]
+            rows.append(dict(zip(_ARRIVALS, row, strict=True)))
+    return pd.DataFrame(rows)
+
+
+_ARRIVALS = ("sigma", "rho", "arrived", "error", "runs")

@@ -271,3 +271,28 @@ def overshoot_radius(
     lam = np.abs(finite("lambda_min", lambda_min))
     beta = finite("momentum", momentum, 0)
     return (1 + 2 * (1 + beta) / (finite("step_size", step_size, 0) * lam)) / lam
+
+
+def stable_curvature(
+    step_size: ArrayLike,
+    rho: ArrayLike = 0.0,
+    momentum: ArrayLike = 0.0,
+    grad_norm: ArrayLike | None = None,
+) -> Any:
+    """Largest curvature λ > 0 a minimum may have before the iteration leaves it.
+
+    Heavy ball is stable for η·(gradient slope) ≤ 2(1 + β), and SAM's slope is
+    λ(1 + ρλ). Hence λ = 2L/(1 + √(1 + 4ρL)) with L = 2(1 + β)/η, SGD's own edge; for
+    normalised SAM ρ becomes ρ/‖g‖.
+
+    References:
+        Long and Bartlett 2024 (edge of stability of SAM), for β = 0.
+    """
+    rho, step_size = (
+        finite("rho", rho, 0),
+        finite("step_size", step_size, 0),
+    )
+    if grad_norm is not None:
+        rho = rho / finite("grad_norm", grad_norm, np.finfo(float).tiny)
+    edge = 2 * (1 + finite("momentum", momentum, 0)) / step_size
+    return 2 * edge / (1 + np.sqrt(1 + 4 * rho * edge))
