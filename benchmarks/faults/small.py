@@ -97,14 +97,14 @@ def _study(name: str) -> Callable[..., list[Experiment]]:
 
 def main(words: Sequence[str]) -> int:
     """The command of that name, with these studies, telling of every epoch."""
-    from saddlebook import progress, studies
+    from saddlebook import runner, studies
     from saddlebook.__main__ import main as command
     from saddlebook.book import reproduce
 
     studies.STUDIES.clear()
     studies.STUDIES.update({name: _study(name) for name in PAPER})
     reproduce.NEEDS = {"ch01_small": ("few",)}
-    told = progress.Progress.epoch_done
+    told = runner.Progress.epoch_done
 
     def epoch_done(self: Any, experiment: Experiment, row: dict[str, Any]) -> None:
         with open(os.environ["EPOCHS_LOG"], "a") as log:
@@ -112,7 +112,7 @@ def main(words: Sequence[str]) -> int:
         told(self, experiment, row)
 
     if "EPOCHS_LOG" in os.environ:
-        progress.Progress.epoch_done = epoch_done
+        runner.Progress.epoch_done = epoch_done
     return command(words)
 
 

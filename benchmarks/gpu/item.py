@@ -21,7 +21,7 @@ from pathlib import Path
 
 import send
 
-from saddlebook import progress, studies
+from saddlebook import runner, studies
 from saddlebook.errors import SaddlebookError, UsageError, one_of
 from saddlebook.experiment import Experiment
 
@@ -65,8 +65,8 @@ def left(name: str, more: Sequence[str] = ()) -> list[Experiment]:
 
 def minutes(runs: Sequence[Experiment]) -> float:
     """About how long they take on one H200."""
-    unit = progress.training_work(studies.table1(seeds=[0])[0])
-    parts = (progress.training_work(e) / unit * _SLOWER[e.precision] for e in runs)
+    unit = runner.training_work(studies.table1(seeds=[0])[0])
+    parts = (runner.training_work(e) / unit * _SLOWER[e.precision] for e in runs)
     return sum(parts) * PASS_RUN / 60
 
 

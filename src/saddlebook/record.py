@@ -11,13 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saddlebook import data
 from saddlebook.disk.files import sha256
 from saddlebook.disk.provenance import Provenance, is_current
 from saddlebook.errors import CorruptError, UsageError
 from saddlebook.experiment import Experiment
+
+if TYPE_CHECKING:
+    from saddlebook.train import Outcome
 
 SCHEMA = 1
 MAX_BYTES = 320 * 1024  # room for the 8,142 classes of iNaturalist 2018
@@ -261,6 +264,54 @@ class Record:
         return encoded
 
 
+def assemble(
+    experiment: Experiment,
+    outcome: Outcome,
+    spectra: Sequence[dict[str, Any]],
+    provenance: Provenance,
+    class_names: Sequence[str] | None = None,
+) -> Record:
+    """Bring an outcome into a record's form."""
+    history = outcome.history
+    best = max(history, key=lambda row: sum(row["per_class"]))
+    return Record(
+        experiment=experiment,
+        curves=_curves(history, data.groups(experiment, outcome.class_counts)),
+        per_class={
+            "class_counts": list(outcome.class_counts),
+            "last_accuracy": history[-1]["per_class"],
+            "best_accuracy": best["per_class"],
+            "train_loss": outcome.train_loss,
+        }
+        | ({"class_names": list(class_names)} if class_names else {}),
+        best_epoch=best["epoch"],
+        spectra=tuple(spectra),
+        timing={
+            "seconds": outcome.seconds,
+            "resumes": outcome.resumes,
+            "side_by_side": outcome.side_by_side,
+            "threads": provenance.threads,
+            "device": provenance.device,
+        }
+        | ({"processes": outcome.processes} if experiment.is_large else {}),
+        provenance=provenance.to_dict(),
+    )
+
+
+def _curves(
+    history: Sequence[dict[str, Any]], groups: dict[str, Sequence[int]]
+) -> dict[str, list[Any]]:
+    """All tested epochs; the record thins them."""
+    curves: dict[str, list[Any]] = {
+        name: [row[name] for row in history]
+        for name in ("epoch", "train_loss", "lr", "per_class")
+    }
+    curves["accuracy"] = [_mean(row["per_class"]) for row in history]
+    for name, group in groups.items():
+        curves[name] = [_mean([row["per_class"][c] for c in group]) for row in history]
+    return curves
+
+
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise UsageError(otherwise)
@@ -289,6 +340,7 @@ def _percentages(values: Sequence[Any]) -> bool:
 
 
 def _mean(values: Sequence[float]) -> float:
+    # over classes: of a balanced test set, the accuracy
     return math.fsum(values) / len(values)
 
 

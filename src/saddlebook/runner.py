@@ -1,43 +1,47 @@
 """Makes records of experiments: trains, measures and stores what is missing.
 
-The only module that joins training, measuring and the store.
+The only module that joins training, measuring and the store. At the end the bar that
+shows how far some runs are and takes the request to stop them. It counts passes
+(forward and backward) over one image: an estimate, on which nothing else depends.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 
 from saddlebook import data, measure
 from saddlebook.data.large import Lists, counted_large
 from saddlebook.disk.files import locked
-from saddlebook.disk.provenance import Provenance
+from saddlebook.disk.provenance import Provenance, check_device
 from saddlebook.errors import (
     LockedError,
-    MachineError,
     NumericalError,
     ResourceError,
     SaddlebookError,
 )
 from saddlebook.experiment import Experiment
-from saddlebook.progress import Progress as Progress
-from saddlebook.record import Record
+from saddlebook.record import Record, assemble
 from saddlebook.store import Store
-from saddlebook.train import ALIKE, Outcome, Watcher, train
+from saddlebook.train import Outcome, Watcher, alike, train
 from saddlebook.train.graphs import arithmetic
 from saddlebook.train.large import gathered, told_once, train_large
 
 WORK = ".saddlebook"  # checkpoints and exported weights; not kept in git
 SIDE_BY_SIDE = 12  # a group's checkpoints fit a transfer of 48 MiB
-# Runs of one shape cost the same and differ in tensors and numbers only
-_SHAPE = (*ALIKE, "model", "width", "optimizer", "epochs")
+# Of a bar and a plan, in passes (forward and backward) over one image
+_PRODUCT = 2.5  # a Hessian product costs as much, measured on a core
+_STEPS = 50  # of a spectrum, about; the released recurrence does twice as many
+_TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "digits": 340}
 
 
 class Follower(Watcher, Protocol):
@@ -180,26 +184,6 @@ def run_large(
         return record
 
 
-def alike(experiments: Sequence[Experiment], size: int) -> list[list[Experiment]]:
-    """Groups of at most ``size`` runs of equal shape, in the order of the first one.
-
-    Experiments that share a training are put apart: the second one finds it done.
-    """
-    if size == 1:
-        return [[experiment] for experiment in experiments]
-    groups: dict[tuple[object, ...], list[Experiment]] = {}
-    trained: Counter[Experiment] = Counter()
-    for experiment in experiments:
-        shape = [getattr(experiment, name) for name in _SHAPE]
-        groups.setdefault((*shape, trained[experiment.training]), []).append(experiment)
-        trained[experiment.training] += 1
-    return [
-        group[start : start + size]
-        for group in groups.values()
-        for start in range(0, len(group), size)
-    ]
-
-
 @dataclass
 class _Job:
     """A call of ``run_all``: where things lie, what is done, what went wrong."""
@@ -307,65 +291,155 @@ class _Job:
         self.done[experiment] = record
 
 
-def assemble(
-    experiment: Experiment,
-    outcome: Outcome,
-    spectra: Sequence[dict[str, Any]],
-    provenance: Provenance,
-    class_names: Sequence[str] | None = None,
-) -> Record:
-    """Bring an outcome into a record's form."""
-    history = outcome.history
-    best = max(history, key=lambda row: sum(row["per_class"]))
-    return Record(
-        experiment=experiment,
-        curves=_curves(history, data.groups(experiment, outcome.class_counts)),
-        per_class={
-            "class_counts": list(outcome.class_counts),
-            "last_accuracy": history[-1]["per_class"],
-            "best_accuracy": best["per_class"],
-            "train_loss": outcome.train_loss,
-        }
-        | ({"class_names": list(class_names)} if class_names else {}),
-        best_epoch=best["epoch"],
-        spectra=tuple(spectra),
-        timing={
-            "seconds": outcome.seconds,
-            "resumes": outcome.resumes,
-            "side_by_side": outcome.side_by_side,
-            "threads": provenance.threads,
-            "device": provenance.device,
-        }
-        | ({"processes": outcome.processes} if experiment.is_large else {}),
-        provenance=provenance.to_dict(),
+def training_work(experiment: Experiment) -> float:
+    """Of all epochs and test passes."""
+    exp, images = experiment, sum(_counts(experiment))
+    climbing = {"all": exp.epochs, "before": exp.drw_epoch}
+    extra = climbing.get(exp.sam_epochs, exp.epochs - exp.drw_epoch)
+    extra *= 2 if exp.sam_classes == "tail" else 1
+    passes = exp.epochs + (extra if exp.optimizer == "sam" else 0)
+    tests = exp.epochs / exp.test_every
+    return passes * images + tests * _TEST_IMAGES.get(exp.dataset, 0) / 3
+
+
+def measuring_work(experiment: Experiment) -> float:
+    """Of all spectra of its plan."""
+    counts, total = _counts(experiment), 0.0
+    for item in measure.spectra_plan(experiment):
+        whole = sum(counts) if item["class"] is None else counts[item["class"]]
+        images = min(whole, measure.limit(experiment, counts, item) or whole)
+        steps = _STEPS if item["mode"] != "total" else _STEPS / 10
+        total += images * steps * (1 if item["of"] == "clean" else 2)
+    return _PRODUCT * total
+
+
+def total_work(experiments: Iterable[Experiment]) -> float:
+    """Of some runs; experiments of one training share it."""
+    runs = list(dict.fromkeys(experiments))
+    trainings = dict.fromkeys(run.training for run in runs)
+    return sum(map(training_work, trainings)) + sum(map(measuring_work, runs))
+
+
+def _counts(exp: Experiment) -> list[int]:
+    if exp.imbalance == "as_is":  # not known before the images are read
+        return [100] * max(1, exp.num_classes)
+    return data.class_counts(
+        exp.largest_class, exp.num_classes, exp.imbalance_factor, exp.imbalance
     )
 
 
-def _curves(
-    history: Sequence[dict[str, Any]], groups: dict[str, Sequence[int]]
-) -> dict[str, list[Any]]:
-    """All tested epochs; the record thins them."""
-    curves: dict[str, list[Any]] = {
-        name: [row[name] for row in history]
-        for name in ("epoch", "train_loss", "lr", "per_class")
-    }
-    curves["accuracy"] = [_mean(row["per_class"]) for row in history]
-    for name, group in groups.items():
-        curves[name] = [_mean([row["per_class"][c] for c in group]) for row in history]
-    return curves
+class Progress:
+    """A progress bar and the request to stop.
 
-
-def _mean(values: Sequence[float]) -> float:
-    # the mean over classes: of a balanced test set, the accuracy
-    return sum(values) / len(values)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        MachineError: With the devices that are.
+    Args:
+        total: Units of work in all.
+        show: Draw the bar.
+        unit: Name of what is counted; none: only the share of the whole is shown.
+        file: Where to draw; None: stderr.
     """
-    have = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if device not in have and not (device == "cuda" and len(have) > 1):
-        raise MachineError(f"no device {device!r} here; available: {', '.join(have)}")
+
+    def __init__(
+        self,
+        total: float,
+        show: bool = True,
+        unit: str = "",
+        file: TextIO | None = None,
+    ) -> None:
+        self._stop = threading.Event()
+        self.signal = 0
+        self._bar: Any = _bar(total, unit, file or sys.stderr) if show else None
+        self._parts: dict[tuple[str, str], float] = {}
+        self.worked = 0.0  # units, without what was done before
+
+    @classmethod
+    def over(cls, experiments: Sequence[Experiment], **options: Any) -> Progress:
+        """Of the training and measuring of these runs."""
+        return cls(total_work(experiments), **options)
+
+    def stop(self) -> None:
+        """Ask for a stop after the current step; asking twice changes nothing."""
+        self._stop.set()
+
+    def stopped(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._stop.is_set()
+
+    def epoch_done(self, experiment: Experiment, row: dict[str, Any]) -> None:
+        """Move on by one epoch and show the newest loss."""
+        share, step = row["epoch"] / experiment.epochs, 1 / experiment.epochs
+        told = f"epoch {row['epoch']}, loss {row['train_loss']:.3f}"
+        work = training_work(experiment)
+        self._reach("train", experiment.training, share * work, step * work, told)
+
+    def measuring(
+        self, experiment: Experiment, done: float, total: float, what: str
+    ) -> None:
+        """Move to the share ``done / total`` of a run's spectra."""
+        if total:
+            before = training_work(experiment)
+            self._reach("train", experiment.training, before, 0, what)
+            work = measuring_work(experiment) * done / total
+            self._reach("measure", experiment, work, work, what)
+
+    def _reach(
+        self, what: str, run: Experiment, work: float, step: float, told: str
+    ) -> None:
+        """Count ``work`` of a run as done, all but ``step`` of it from before."""
+        key, bar = (what, run.key), self._bar
+        new = key not in self._parts
+        before = work - step if new else self._parts[key]
+        self._parts[key] = work
+        self.worked += work - before
+        if bar is not None:
+            bar.n += before if new else 0
+            bar.initial += before if new else 0  # not in the rate, so in the time left
+            bar.set_description(f"{run.method} seed {run.seed}", refresh=False)
+            bar.set_postfix_str(told, refresh=False)
+            bar.update(min(work - before, bar.total - bar.n))  # rounding: never over
+
+    def at(self, done: int, text: str) -> None:
+        """Move to ``done`` units in all, and say what is under way."""
+        if self._bar is not None:
+            self._bar.set_description(text, refresh=False)
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the bar as it is and free the line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """While the block runs, SIGTERM and the first Ctrl-C ask for a stop.
+
+        The second Ctrl-C ends at once; at most one checkpoint interval is lost.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: Any) -> None:
+            if number == signal.SIGINT and self.stopped():
+                raise KeyboardInterrupt
+            self.signal = number
+            self.stop()
+
+        before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+_SHARE = "{desc}{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
+
+
+def _bar(total: float, unit: str, file: TextIO) -> Any:
+    """A bar, or None where tqdm is not installed: it is a comfort, no need."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    form = {"unit": unit} if unit else {"bar_format": _SHARE}
+    return tqdm(total=total, file=file, mininterval=1, smoothing=0, **form)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from saddlebook import data, runner
+from saddlebook.disk.provenance import check_device
 from saddlebook.errors import (
     LockedError,
     NumericalError,
@@ -34,6 +35,7 @@ from saddlebook.errors import (
 from saddlebook.experiment import Experiment
 from saddlebook.record import Record
 from saddlebook.store import Store
+from saddlebook.train import alike
 
 _GOES_ON = (LockedError, NumericalError)  # of one run; the others are not touched
 _PATIENCE = 20  # seconds that a worker has to save its state after a stop
@@ -46,7 +48,7 @@ def devices(device: str, workers: int = 1) -> list[str]:
     Raises:
         MachineError: It is not there.
     """
-    runner.check_device(device)
+    check_device(device)
     if device == "cuda":
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     return [device] * (workers if device == "cpu" else 1)
@@ -84,7 +86,7 @@ def share(
     missing = store.missing(wanted)
     size = group or (1 if devices[0] == "cpu" else runner.SIDE_BY_SIDE)
     size = min(size, math.ceil(len(missing) / len(devices)) or 1)
-    crew = _Crew(runner.alike(missing, size), watcher, note)
+    crew = _Crew(alike(missing, size), watcher, note)
     crew.work(devices, options | {"results": results})
     if crew.troubles:
         raise crew.troubles[0]

@@ -27,7 +27,7 @@ from saddlebook.data import folders
 from saddlebook.disk.files import save_checkpoint
 from saddlebook.errors import CorruptError, UsageError
 from saddlebook.experiment import Experiment
-from saddlebook.progress import Progress
+from saddlebook.runner import Progress
 from saddlebook.scales import at_scale
 
 FACTORY = """

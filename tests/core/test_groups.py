@@ -16,10 +16,10 @@ from saddlebook.errors import (
     ResourceError,
     Stopped,
 )  # fmt: skip
-from saddlebook.runner import alike, run_all
+from saddlebook.runner import run_all
 from saddlebook.scales import at_scale
 from saddlebook.store import Store
-from saddlebook.train import train
+from saddlebook.train import alike, train
 
 GROUP = [
     TINY,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from saddlebook import progress, runner, studies, workers
+from saddlebook import runner, studies, workers
 from saddlebook.__main__ import main
 from saddlebook.disk.files import locked
 from saddlebook.errors import Stopped
 from saddlebook.experiment import Experiment
-from saddlebook.progress import Progress
+from saddlebook.runner import Progress
 from saddlebook.scales import at_scale
 from saddlebook.store import Store
 
@@ -145,22 +145,24 @@ def test_the_bar_ends_at_its_end_also_after_a_resume_and_with_spectra():
     bar.measuring(run, 0, 8, "class 0")
     bar.measuring(run, 8, 8, "class 9")
     bar.close()
-    assert bar.worked - before == pytest.approx(progress.measuring_work(run))
-    assert before == pytest.approx(progress.training_work(run) * 7 / 10)
+    assert bar.worked - before == pytest.approx(runner.measuring_work(run))
+    assert before == pytest.approx(runner.training_work(run) * 7 / 10)
     assert "100%" in screen.getvalue().splitlines()[-1].rpartition("\r")[2]
 
 
 def test_a_run_with_sam_is_twice_the_work_and_one_training_counts_once():
     sgd, sam = studies.control([0])
-    ratio = progress.training_work(sam) / progress.training_work(sgd)
+    ratio = runner.training_work(sam) / runner.training_work(sgd)
     assert 1.9 < ratio < 2
-    timing = [progress.training_work(e) for e in studies.sam_timing([0])]
-    plain = progress.training_work(studies.table1(seeds=[0])[0])
+    timing = [runner.training_work(e) for e in studies.sam_timing([0])]
+    plain = runner.training_work(studies.table1(seeds=[0])[0])
     assert sum(timing) == pytest.approx(3 * plain, rel=0.03)
     measured = studies.dynamics([0])
     both = [*measured, *(e.training for e in measured)]
-    assert progress.total(both) == pytest.approx(progress.total(measured))
-    assert progress.total(measured) > progress.total([e.training for e in measured])
+    assert runner.total_work(both) == pytest.approx(runner.total_work(measured))
+    assert runner.total_work(measured) > runner.total_work(
+        [e.training for e in measured]
+    )
 
 
 def test_a_worker_without_a_word_is_named_once(monkeypatch):

@@ -147,8 +147,7 @@ def make(
         SaddlebookError: What a run met; what is finished is kept.
     """
     from saddlebook import workers as crew
-    from saddlebook.progress import Progress
-    from saddlebook.runner import WORK
+    from saddlebook.runner import WORK, Progress
 
     devices = crew.devices(device, workers)
     board = Board()

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saddlebook import progress, studies, workers
+from saddlebook import runner, studies, workers
 from saddlebook.book.notebooks import (
     SCALES,
     entries,
@@ -34,7 +34,7 @@ from saddlebook.book.sheets import OTHERS
 from saddlebook.disk.files import locked, write_whole
 from saddlebook.errors import SaddlebookError, Stopped, UsageError, VerifyError, one_of
 from saddlebook.experiment import Experiment
-from saddlebook.progress import Progress
+from saddlebook.runner import Progress
 from saddlebook.store import find_records
 
 # What each chapter reads, in order of value; the others read parts of these
@@ -231,7 +231,7 @@ def plan(scale: str, results: str | Path) -> list[Part]:
         wanted = dict.fromkeys(e for name in names for e in studies.named(name))
         found = find_records(wanted, results, scale)
         todo = tuple(e for e in found.missing if e not in before)
-        work = progress.total([*before, *todo]) - progress.total(before)
+        work = runner.total_work([*before, *todo]) - runner.total_work(before)
         before |= dict.fromkeys(todo)
         here = len(found.records)
         parts.append(Part(chapter, here + len(found.missing), here, todo, work))
@@ -353,7 +353,7 @@ def _measured(
     if not todo:
         return 0.0
     say(f"measuring for {seconds:.0f} s how fast the first of {len(todo)} runs go …")
-    timed = _Timed(progress.total(todo), seconds, show, patience=4 * seconds)
+    timed = _Timed(runner.total_work(todo), seconds, show, patience=4 * seconds)
     try:
         with timed.signals():
             workers.share(todo, crew, watcher=timed, **places)

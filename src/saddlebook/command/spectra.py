@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from saddlebook import data, runner
+from saddlebook import data
 from saddlebook.command import subject
 from saddlebook.command.subject import Subject
 from saddlebook.curvature.hessian import PRECISIONS, solve
@@ -24,7 +24,7 @@ from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.spectrum import rounded
 from saddlebook.data.folders import Images
 from saddlebook.disk.files import dump_json, load_json, sha256, write_whole
-from saddlebook.disk.provenance import Provenance, is_current
+from saddlebook.disk.provenance import Provenance, check_device, is_current
 from saddlebook.errors import (
     CorruptError,
     MachineError,
@@ -36,7 +36,7 @@ from saddlebook.errors import (
     one_of,
     printable,
 )
-from saddlebook.progress import Progress
+from saddlebook.runner import Progress
 
 SCHEMA = "saddlebook spectra 1"
 _HEAD = ("class", "images", "λmin", "λmax", "|λmin/λmax|", "trace", "loss", "‖∇loss‖")
@@ -258,7 +258,7 @@ def measure_spectra(options: argparse.Namespace, show: Callable[[str], None]) ->
 
 def _check(options: argparse.Namespace) -> None:
     """What can be refused before anything is read."""
-    runner.check_device(options.device)
+    check_device(options.device)
     one_of("precision", options.precision, PRECISIONS)
     for name in (
         "limit", "image_size", "max_count", "batch_size", "steps", "rtol", "basis",

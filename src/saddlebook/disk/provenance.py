@@ -45,7 +45,7 @@ CURVATURE = [
 SAME_CURVES = frozenset(
     {"9a1a3f475e71e46f", "2b3bb3c1aae2b778", "b2f33e6d86399a12", "86b281569eaa13a0"}
     | {"693e60739b0bdbd0", "daff94b1d8b5e2ea", "0386e5194805ccc5", "a57982ca5a99ea7e"}
-    | {"e20448f0bf8a4c21", "0726666a06fdf0a8", "7bd1232f11317ad8"}
+    | {"e20448f0bf8a4c21", "0726666a06fdf0a8", "7bd1232f11317ad8", "8fc777b9e657daab"}
     | {"e5326c43ce474279", "e5897f036d34b6a9", "dbb5c0ed0cc43620", "4faeccedd11c96fd"}
 )
 # The same for tests/curvature/test_golden_spectra.py.
@@ -141,6 +141,17 @@ def device_name(device: Device) -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     return models[0] if models else platform.machine()
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        MachineError: With the devices that are.
+    """
+    have = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if device not in have and not (device == "cuda" and len(have) > 1):
+        raise MachineError(f"no device {device!r} here; available: {', '.join(have)}")
 
 
 def _commit() -> tuple[str, bool]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,9 @@ ALIKE = (
     "image_size", "batch_size", "precision",
 )  # fmt: skip
 
+# Runs of one shape cost the same and differ in tensors and numbers only
+_SHAPE = (*ALIKE, "model", "width", "optimizer", "epochs")
+
 
 class Watcher(Protocol):
     """Who follows a training: told of every epoch, asked at every step."""
@@ -37,6 +41,26 @@ class Watcher(Protocol):
 
     def epoch_done(self, experiment: Experiment, row: dict[str, Any]) -> None:
         """Called after each epoch with ``epoch`` and ``train_loss``, tested or not."""
+
+
+def alike(experiments: Sequence[Experiment], size: int) -> list[list[Experiment]]:
+    """Groups of at most ``size`` runs of equal shape, in the order of the first one.
+
+    Experiments that share a training are put apart: the second one finds it done.
+    """
+    if size == 1:
+        return [[experiment] for experiment in experiments]
+    groups: dict[tuple[object, ...], list[Experiment]] = {}
+    trained: Counter[Experiment] = Counter()
+    for experiment in experiments:
+        shape = [getattr(experiment, name) for name in _SHAPE]
+        groups.setdefault((*shape, trained[experiment.training]), []).append(experiment)
+        trained[experiment.training] += 1
+    return [
+        group[start : start + size]
+        for group in groups.values()
+        for start in range(0, len(group), size)
+    ]
 
 
 def train(
