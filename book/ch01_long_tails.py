@@ -167,6 +167,18 @@ page.fold("The test", claims.details(judged))
 # At `lite` scale the data, network and length differ from the paper's, so the size is
 # information and not a test of reproduction.
 #
+# **A hundred classes.** Plain cross-entropy on CIFAR-100-LT, from head to tail:
+# {glue:text}`hundred`; the paper's network: {glue:text}`hundred_paper`. {doc}`ch07_table` has
+# all methods on it.
+
+# %% tags=["remove-input"]
+hundred = gather.second_set(page, "table1_cifar100")[0]
+page.value("hundred", report.head_to_tail(hundred, "CE"))
+rows = report.paper("table1", "cifar100").query("method == 'CE'")
+of = rows.set_index("group")["mean"]
+page.value("hundred_paper", f"{of['head']:.1f} % to {of['tail']:.1f} %")
+
+# %% [markdown]
 # ## What could be wrong
 #
 # - **Classes differ in difficulty**, not only in number: cats are hard even when

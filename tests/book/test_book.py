@@ -122,10 +122,10 @@ def test_a_chapter_without_footer_fails_although_every_cell_ran(chapter):
 
 @pytest.mark.book
 def test_missing_records_name_the_command(chapter):
-    path = chapter('records = page.records("table1_cifar100")')
+    path = chapter('records = page.records("vs_tuning")')
     with pytest.raises(
         VerifyError,
-        match=r"lacks 40 of 40.*run table1_cifar100 --scale lite.*train=T",
+        match=r"lacks 4 of 4.*run vs_tuning --scale lite.*train=T",
     ):
         run(path)
 

@@ -12,7 +12,7 @@ from saddlebook.findings import readme
 from saddlebook.store import Store, find_records
 
 ROOT = Path(__file__).parents[2]
-CALLS = {"records", "gather"}
+CALLS = {"records", "gather", "second_set"}
 
 
 def asked(path):

@@ -31,7 +31,7 @@ from saddlebook.data.large import counted_large, find_large
 from saddlebook.disk.files import dump_json, load_json, sha256, write_whole
 from saddlebook.errors import DataError, LockedError, VerifyError
 from saddlebook.experiment import LARGE, LISTED, Experiment
-from saddlebook.findings import claims, readme
+from saddlebook.findings import claims, hypotheses, readme
 from saddlebook.scales import at_scale
 from saddlebook.store import RESULTS, Found, Store, find_records
 from saddlebook.train import run
@@ -64,6 +64,20 @@ def gather(
     _tell(found, page.dataset)
     page.show_records([r for some in found.values() for r in some.records])
     return {name: some.records for name, some in found.items()}
+
+
+def second_set(page: Page, *names: str) -> tuple[list[Record], pd.DataFrame]:
+    """Runs on CIFAR-100-LT that are there, and what became of the claims on them.
+
+    Both empty at ``quick`` and on a page of own images, which are one set.
+    """
+    family = hypotheses.second_table()
+    if page.scale == "quick" or page.dataset:
+        return [], claims.judge(family, [])
+    found = gather(page, *names)
+    return [record for some in found.values() for record in some], verdicts(
+        page, family
+    )
 
 
 def with_spectra(page: Page) -> list[Record]:

@@ -39,7 +39,7 @@ from saddlebook.store import find_records
 
 # What each chapter reads, in order of value; the others read parts of these
 NEEDS = {
-    "ch07_table": ("table1", "control"),
+    "ch07_table": ("table1", "control", "table1_cifar100", "control_cifar100"),
     "ch06_dynamics": ("dynamics",),
     "ch05_spectra": ("dynamics",),
     "ch11_as_published": ("dynamics", "table1", "bn_statistics"),
@@ -47,6 +47,7 @@ NEEDS = {
     "ch09_rivals": (
         "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing",
         "bn_statistics", "optimizers", "wider_decay", "wider_tuning",
+        "tuning_cifar100", "table1_cifar100", "control_cifar100",
     ),
     "ch10_what_explains_the_gain": (
         "weight_decay", "optimizers", "sam_timing", "rho_ablation", "dynamics",

@@ -224,6 +224,8 @@ def plot_effects(judged: pd.DataFrame, ax: Axes | None = None) -> Axes:
     told = (
         f"{name}: {row['difference']:+.1f}"
         + f" ({row['low']:+.1f} to {row['high']:+.1f})" * (not math.isnan(row["low"]))
+        if row["n"]
+        else f"{name}: not run yet"
         for name, (_, row) in zip(names, judged.iterrows(), strict=True)
     )
     return _finish(ax, "difference (points)", "", told)

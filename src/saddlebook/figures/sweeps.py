@@ -275,32 +275,33 @@ def printed_tails(printed: pd.DataFrame) -> str:
 
 
 def comparison(records: Sequence[Record], printed: pd.DataFrame) -> pd.DataFrame:
-    """Ours beside the paper's, one row per optimizer.
+    """Ours beside the paper's, overall and tail, one row per method it printed.
 
     A printed number is undecided where the paper's settings are not published; else the
     verdict is that of ``report.cells``, which gives one at ``full`` scale only.
 
     Args:
-        records: Of ``optimizers``, of one scale; may be empty.
-        printed: ``report.paper("optimizers", "cifar10")``.
+        records: Of one scale and data set; may be empty.
+        printed: ``report.paper("optimizers", "cifar10")``, or of ``table1``.
     """
     cells = report.cells(report.by_method(records), printed) if records else None
     rows = []
     for method, part in printed.groupby("method", sort=False):
         theirs = part.set_index("group")
-        row: dict[str, Any] = {"optimizer": method, "runs": 0}
+        row: dict[str, Any] = {"method": method, "runs": 0}
         words = []
         for group in _GROUPS:
             row[group], row[f"{group}, paper"] = "–", f"{theirs['mean'][group]:.1f}"
             if cells is not None:
                 mine = cells[cells["method"].eq(method) & cells["group"].eq(group)]
                 seen: Any = mine.iloc[0]
-                row |= {"runs": seen["n"], group: report.plus_minus(seen)}
+                told = report.plus_minus(seen) if seen["n"] else "–"
+                row |= {"runs": seen["n"], group: told}
                 words += [f"{group} {seen['word']}"] if seen["word"] else []
         published = (theirs["settings"] == "published").all()
         row["verdict"] = ", ".join(words) or "–" if published else _UNPUBLISHED
         rows.append(row)
-    return pd.DataFrame(rows).set_index("optimizer")
+    return pd.DataFrame(rows).set_index("method")
 
 
 def reruns(tuned: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:

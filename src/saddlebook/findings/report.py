@@ -261,6 +261,17 @@ def summary(ours: pd.DataFrame, groups: Sequence[str] = tuple(MARGINS)) -> pd.Da
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def head_to_tail(records: Iterable[Record], method: str) -> str:
+    """Accuracy of head and tail, last epoch: ``60.1 ± 0.5 % to 12.0 ± 1.0 %``."""
+    runs = [record for record in records if record.experiment.method == method]
+    if not runs:
+        return "not run yet"
+    table = by_method(runs)
+    last = table[table["choice"] == "last"].set_index("group")
+    told = [f"{plus_minus(last.loc[group])} %" for group in ("head", "tail")]
+    return f"{' to '.join(told)} ({len(runs)} runs)"
+
+
 def plus_minus(row: Any) -> str:
     """Mean ± half the width of the interval, one decimal; just the mean without one."""
     half = (row["high"] - row["low"]) / 2
