@@ -19,7 +19,7 @@ from saddlebook.curvature import hessian
 from saddlebook.curvature.modes import MODES
 from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.spectrum import rounded
-from saddlebook.data import Dataset, normalise, padding, resize
+from saddlebook.data import Dataset, class_groups, normalise, padding, resize
 from saddlebook.disk.files import (
     read_checkpoint,
     read_whole,
@@ -67,7 +67,8 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     ``total``, at every epoch: λmax of the loss over all training images and the norm of
     a batch's gradient. With ``outliers`` also its ten highest eigenvectors, and the
     share of each class's gradient in them, before re-weighting, with the weights of the
-    epoch after that on the same network, and after the last epoch.
+    epoch after that on the same network, and after the last epoch. With ``views``: the
+    tail's classes fixed, as published, and as the exact mean over all crops and flips.
     """
     epochs = experiment.spectra_at
     if not epochs:
@@ -83,6 +84,10 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
             if count <= experiment.largest_class
         ]
     classes = range(experiment.num_classes)
+    if experiment.spectra_plan == "views" and not experiment.is_own:
+        tail = class_groups(len(classes))["tail"]
+        modes = ("clean", "as_published", "augmented")
+        return [_item(e, c, mode) for e in epochs for mode in modes for c in tail]
     if len(epochs) == 1 or experiment.is_own:
         return [_item(epoch, c, "clean") for epoch in epochs for c in classes]
     rare, last = list(classes[len(classes) // 2 :]), epochs[-1]
@@ -169,7 +174,11 @@ def class_items(
     found = _kept(file, origins)
     left = [item for item in wanted if _name(item) not in found]
     held_out = resize(dataset.test_images, experiment.image_size).to(device)
-    sizes = [_size(experiment, task, item) for item in left]
+    tested = torch.bincount(dataset.test_labels).tolist()
+    sizes = [
+        image_products(experiment, tested if item["held_out"] else counts, item)
+        for item in left
+    ]
     before = 0
     for number, (item, size) in enumerate(zip(left, sizes, strict=True)):
         told = f"{len(wanted) - len(left) + number} of {len(wanted)} spectra"
@@ -208,12 +217,12 @@ def _ticking(
     return tick
 
 
-def _size(experiment: Experiment, task: Task, item: Mapping[str, Any]) -> int:
+def image_products(
+    experiment: Experiment, class_counts: Sequence[int], item: Mapping[str, Any]
+) -> int:
     """Products of single images that a measurement takes, about."""
-    labels = task.test_labels if item["held_out"] else task.labels
-    whole = item["class"] is None
-    count = len(labels) if whole else int((labels == item["class"]).sum())
-    count = min(count, item["limit"] or count)
+    counts = class_counts if item["class"] is None else [class_counts[item["class"]]]
+    count = min(sum(counts), limit(experiment, class_counts, item) or sum(counts))
     if MODES[item["of"]].images == "all":
         count *= 2 * (2 * padding(experiment.image_size) + 1) ** 2
     return round(count * _steps(experiment) * _share(item))

@@ -304,13 +304,9 @@ def training_work(experiment: Experiment) -> float:
 
 def measuring_work(experiment: Experiment) -> float:
     """Of all spectra of its plan."""
-    counts, total = _counts(experiment), 0.0
-    for item in measure.spectra_plan(experiment):
-        whole = sum(counts) if item["class"] is None else counts[item["class"]]
-        images = min(whole, measure.limit(experiment, counts, item) or whole)
-        steps = _STEPS if item["mode"] != "total" else _STEPS / 10
-        total += images * steps * (1 if item["of"] == "clean" else 2)
-    return _PRODUCT * total
+    plan, counts = measure.spectra_plan(experiment), _counts(experiment)
+    sizes = (measure.image_products(experiment, counts, item) for item in plan)
+    return _PRODUCT * sum(sizes)
 
 
 def total_work(experiments: Iterable[Experiment]) -> float:

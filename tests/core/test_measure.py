@@ -93,6 +93,19 @@ def test_the_largest_class_is_measured_on_ever_fewer_of_its_images():
     assert tables.split("as_published_of25") == ("as_published", "of")
 
 
+def test_the_tail_is_measured_in_three_ways_and_all_views_cost_their_number():
+    three = replace(TINY, spectra_at=(3,), spectra_plan="views")
+    items = measure.spectra_plan(three)
+    assert [(i["mode"], i["class"]) for i in items] == [
+        (mode, c) for mode in ("clean", "as_published", "augmented") for c in (7, 8, 9)
+    ]
+    clean, *_, all_views = (
+        measure.image_products(three, [20] * 10, item) for item in items
+    )
+    # 8 pixels with padding 1: nine windows, mirrored or not
+    assert all_views == 18 * clean
+
+
 def test_the_total_loss_is_measured_at_every_epoch_and_its_vectors_at_the_switch():
     names = {"total": [(2, "total"), (3, "total")]}
     names["outliers"] = [

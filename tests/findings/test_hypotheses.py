@@ -141,8 +141,8 @@ def test_every_hypothesis_stands_in_the_docstring_of_a_study():
     stated = re.findall(r"Hypothesis \((\w+)\)", texts)
     families = (
         hypotheses.wider, hypotheses.curve_family, hypotheses.knobs_family,
-    hypotheses.adaptive_family,
-        spectra_claims.images_family, edges.edge_family, edges.outlier_family,
+        hypotheses.adaptive_family, spectra_claims.images_family,
+        spectra_claims.views_family, edges.edge_family, edges.outlier_family,
     )  # fmt: skip
     later = [claim.name for family in families for claim in family().claims]
     assert sorted(stated) == sorted([*FAMILY, "ii", *later])

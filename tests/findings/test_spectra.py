@@ -237,6 +237,23 @@ def test_spectra_of_other_studies_are_no_evidence_on_the_figure():
     assert len(runs.spectra) == 1
 
 
+def test_a_claims_spectra_are_of_its_own_seeds():
+    """Hypotheses (f) measure the same cells on fresh seeds, after the same epoch."""
+    fresh = [at_scale(e, "lite") for e in studies.views()]
+    fifty = [50.0] * 10
+    items = [
+        item(class_=c, mode=mode, low=low)
+        for c in (7, 8, 9)
+        for mode, low in (("clean", -1.0), ("augmented", -1.5), ("as_published", -9.0))
+    ]
+    views = [record(e, fifty, fifty, epochs=[e.epochs], spectra=items) for e in fresh]
+    figure = claims.judge(spectra_claims.curvature_family(), views)
+    assert figure["n"].tolist() == [0] * 10
+    found = claims.judge(spectra_claims.views_family(), views).set_index("claim")
+    assert found["n"].tolist() == [5] * 4
+    assert found["difference"].tolist() == pytest.approx([0.75, 0.05, 0.0, 0.15])
+
+
 def test_without_records_tables_say_so():
     table = tables.spectra_table([])
     assert tables.sheet(table).iloc[0, 0] == tables.NONE

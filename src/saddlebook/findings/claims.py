@@ -95,8 +95,8 @@ class Runs(dict[Experiment, Record]):
 
     @cached_property
     def spectra(self) -> pd.DataFrame:
-        """Of the dynamics figure and the head's images: others have other settings."""
-        measured = studies.dynamics() + studies.head_images()
+        """Of three studies of one setting's classes: others have other settings."""
+        measured = studies.dynamics() + studies.head_images() + studies.views()
         every = [at_scale(e, scale) for e in measured for scale in SCALES]
         return tables.spectra_table([self[exp] for exp in every if exp in self])
 

@@ -37,7 +37,8 @@ FAMILIES = (
     spectra_claims.curvature_family, spectra_claims.schedule_family, hypotheses.five,
     hypotheses.wider, hypotheses.curve_family, hypotheses.knobs_family,
     hypotheses.adaptive_family, hypotheses.second_table,
-    spectra_claims.images_family, edges.edge_family, edges.outlier_family,
+    spectra_claims.images_family, spectra_claims.views_family,
+    edges.edge_family, edges.outlier_family,
 )  # fmt: skip
 _ASKED = FAMILIES[FAMILIES.index(hypotheses.five) :]
 _TAIL = (7, 8, 9)

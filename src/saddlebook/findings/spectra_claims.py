@@ -54,7 +54,7 @@ class Exceeds(Contrast):
 
     def sides(self, runs: Runs, scale: str) -> Sides:
         """Both cells by seed."""
-        table = _table(runs, scale)
+        table = self._table(runs, scale)
         found = [(1.0, _means(table, self.more))]
         return found + ([(-1.0, _means(table, self.less))] if self.less else [])
 
@@ -62,7 +62,7 @@ class Exceeds(Contrast):
         """The difference in each class of the tail."""
         if len(self.more.labels) == 1:
             return ""
-        table, told = _table(runs, scale), []
+        table, told = self._table(runs, scale), []
         for one in self.more.labels:
             found = _differences(table, *self._of((one,)))
             if found:
@@ -74,10 +74,16 @@ class Exceeds(Contrast):
         """Of the dynamics figure: all five seeds of class 8 beyond its bounds."""
         if self.study is not studies.dynamics:
             return super().registered(runs, scale)
-        found = _differences(_table(runs, scale), *self._of(_EXAMPLE)).values()
+        found = _differences(self._table(runs, scale), *self._of(_EXAMPLE)).values()
         agree = all(value > bound for value, bound in found)
         against = all(value < -bound for value, bound in found)
         return float(not (found and agree)), float(not (found and against))
+
+    def _table(self, runs: Runs, scale: str) -> pd.DataFrame:
+        """Spectra of its seeds: another study may have the same numbers of others."""
+        data = ("training", "cut", "of", "held out")
+        table = pick(runs.spectra, scale=scale, data=data)
+        return table[table["seed"].isin(self.seeds)]
 
     def _of(self, labels: tuple[int, ...]) -> tuple[Cell, Cell | None]:
         """Both cells with one class in place of the tail, and one draw of several."""
@@ -93,10 +99,8 @@ def _claim(
     name: str, statement: str, more: Cell, less: Cell | None = None, **where: Any
 ) -> Claim:
     digits = 1 if more.value in ENDS else 3  # an eigenvalue, or a ratio
-    part = Exceeds(
-        name=name, low=0.0, two_sided=True, unpaired=False, digits=digits, more=more,
-        less=less, **where,
-    )  # fmt: skip
+    bounds: dict[str, Any] = {"low": 0.0, "two_sided": True, "unpaired": False}
+    part = Exceeds(name=name, digits=digits, more=more, less=less, **bounds | where)
     return Claim(name, statement, ((part,),))
 
 
@@ -237,8 +241,31 @@ def images_family() -> Family:
     )  # fmt: skip
 
 
-def _table(runs: Runs, scale: str) -> pd.DataFrame:
-    return pick(runs.spectra, scale=scale, data=("training", "cut", "of", "held out"))
+def views_family() -> Family:
+    """The tail with augmentation inside the loss, exactly: four, fresh seeds."""
+    where: dict[str, Any] = {"study": studies.views, "seeds": studies.FRESH_SEEDS}
+    ratio, exact = "abs(λmin/λmax) of the tail", Cell(_SGD, TAIL, modes=("augmented",))
+    below = where | {"low": -math.inf, "high": 0.2, "two_sided": False}
+    return Family(
+        "all views",
+        (
+            _claim(
+                "f1", f"With SGD {ratio} is larger as published than over all views",
+                exact._replace(modes=("as_published",)), exact, **where,
+            ),
+            _claim(
+                "f2", f"With SGD {ratio} is larger over all views than on fixed images",
+                exact, exact._replace(modes=("clean",)), **where,
+            ),
+            _claim(
+                "f3", f"Over all views {ratio} is larger with SGD than with SAM",
+                exact, exact._replace(method=_SAM), **where,
+            ),
+            _claim(
+                "f4", f"Over all views and with SGD {ratio} is below .2", exact, **below
+            ),
+        ),
+    )  # fmt: skip
 
 
 def _means(table: pd.DataFrame, cell: Cell) -> dict[int, float]:
