@@ -334,6 +334,11 @@ class Experiment:
         return "+".join(parts) + suffix
 
     @property
+    def has_cosine_head(self) -> bool:
+        """Whether logits are cosines: LDAM's margins are meant for these."""
+        return self.loss == "ldam"
+
+    @property
     def is_own(self) -> bool:
         """Whether the images are the user's own."""
         return bool(_OWN_NAME.fullmatch(self.dataset))

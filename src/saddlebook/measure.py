@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saddlebook import models
 from saddlebook.curvature import hessian
 from saddlebook.curvature.modes import MODES
 from saddlebook.curvature.problem import Problem
@@ -33,6 +32,7 @@ from saddlebook.experiment import Experiment
 from saddlebook.train.run import (
     Task,
     batch_gradient_norms,
+    build_network,
     objective,
     prepare,
     scheduled,
@@ -404,13 +404,7 @@ def trained_network(
     Raises:
         CorruptError: They are not those of the network; with ``name``.
     """
-    model = models.build_model(
-        experiment.model,
-        experiment.num_classes,
-        experiment.width,
-        experiment.loss == "ldam",
-        experiment.seed,
-    )
+    model = build_network(experiment)
     with explained(f"{name} does not fit {experiment.model}", "export it again"):
         given = {key: tensor.float() for key, tensor in tensors.items()}
         lacking, unknown = model.load_state_dict(given, strict=False)

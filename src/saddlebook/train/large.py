@@ -391,7 +391,7 @@ def _network(exp: Experiment, crew: Crew) -> nn.Module:
         torch.manual_seed(exp.seed)
         build: Any = models.resnet8 if exp.model == "resnet8" else models.resnet50
         kind = exp.width if exp.model == "resnet8" else exp.model
-        model: nn.Module = build(exp.num_classes, exp.loss == "ldam", kind)
+        model: nn.Module = build(exp.num_classes, exp.has_cosine_head, kind)
     if crew.world > exp.shards:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     dtype = torch.float64 if exp.precision == "fp64" else torch.float32

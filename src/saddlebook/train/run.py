@@ -85,15 +85,20 @@ def normalised(experiment: Experiment, images: Tensor) -> Tensor:
     return images.to(memory_format=torch.channels_last)
 
 
+def build_network(experiment: Experiment) -> models.CifarResNet:
+    """The experiment's network at its initial weights, float32."""
+    exp = experiment
+    return models.build_model(
+        exp.model, exp.num_classes, exp.width, exp.has_cosine_head, exp.seed
+    )
+
+
 def build_replica(
     experiment: Experiment, class_counts: Sequence[int], device: str = "cpu"
 ) -> Replica:
     """A freshly initialised network with the experiment's loss and optimizer."""
-    exp = experiment
-    model = models.build_model(
-        exp.model, exp.num_classes, exp.width, exp.loss == "ldam", exp.seed
-    )
-    model = model.to(device, _DTYPES.get(exp.precision, torch.float32))
+    exp, dtype = experiment, _DTYPES.get(experiment.precision, torch.float32)
+    model = build_network(exp).to(device, dtype)
     return Replica(
         model,
         objective(exp, class_counts),
