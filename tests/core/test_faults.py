@@ -3,6 +3,7 @@ line, nothing lost."""
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,22 @@ RUN = ["run", "control", "--scale", "quick", "--seeds", "0", "--quiet"]
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """What ``RUN`` leaves."""
+    place = tmp_path_factory.mktemp("finished")
+    where = ("--results", str(place / "results"), "--work", str(place / "work"))
+    assert main([*RUN, *where]) == 0
+    return place / "results"
+
+
+@pytest.fixture
+def made(finished):
+    """The records of ``RUN``, here."""
+    shutil.copytree(finished, "results")
+    return sorted(Path("results/quick").iterdir())
 
 
 def failure(capsys, *arguments):
@@ -67,9 +84,7 @@ def test_only_takes_exact_names(capsys):
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "results/quick", "."])
-def test_to_verify_nothing_is_a_failure(folder, capsys):
-    assert main([*RUN, "--only", "CE+DRW wd=0.001"]) == 0
-    capsys.readouterr()
+def test_to_verify_nothing_is_a_failure(folder, made, capsys):
     code, line = failure(capsys, "verify", "--results", folder)
     assert code == 9
     assert f"no records in {folder}" in line
@@ -122,21 +137,17 @@ def test_a_run_leaves_records_and_a_second_one_finds_them(capsys):
     assert main(["verify"]) == 0
 
 
-def test_an_edited_record_is_found(capsys):
-    assert main(RUN) == 0
-    path = next(Path("results/quick").iterdir())
+def test_an_edited_record_is_found(made, capsys):
+    path = made[0]
     path.write_text(path.read_text().replace('"best_epoch": ', '"best_epoch": 1'))
-    capsys.readouterr()
     code, line = failure(capsys, "verify")
     assert code == 9
     assert path.name in line
 
 
-def test_a_cut_record_stops_the_run_and_is_not_overwritten(capsys):
-    assert main(RUN) == 0
-    path = next(Path("results/quick").iterdir())
+def test_a_cut_record_stops_the_run_and_is_not_overwritten(made, capsys):
+    path = made[0]
     path.write_bytes(path.read_bytes()[:200])
-    capsys.readouterr()
     code, line = failure(capsys, *RUN)
     assert code == 4
     assert path.name in line
@@ -279,17 +290,14 @@ def test_a_written_file_honours_the_umask(tmp_path):
 
 
 @pytest.mark.parametrize("digits", [25, 400, 3000, 9999])
-def test_a_record_with_a_number_of_many_digits_is_one_line(capsys, digits):
-    assert main(RUN) == 0
-    path = next(Path("results/quick").iterdir())
+@pytest.mark.parametrize("name", ["seed", "resumes"])
+def test_a_record_with_a_number_of_many_digits_is_one_line(made, name, digits, capsys):
+    path = made[0]
     text = path.read_text()
-    for name in ("seed", "resumes"):
-        changed = text.replace(f'"{name}":0', f'"{name}":{digits * "7"}')
-        if changed != text:
-            path.write_text(changed)
-            capsys.readouterr()
-            code, line = failure(capsys, "verify")
-            assert (code, len(line) < 500) == (9, True)
+    assert f'"{name}":0' in text
+    path.write_text(text.replace(f'"{name}":0', f'"{name}":{digits * "7"}'))
+    code, line = failure(capsys, "verify")
+    assert (code, len(line) < 500) == (9, True)
 
 
 def long_run():
@@ -311,8 +319,8 @@ def long_run():
 
 @pytest.mark.parametrize(
     ("signals", "code"),
-    [([signal.SIGTERM], 75), ([signal.SIGINT], 130), ([signal.SIGINT] * 2, 130)],
-    ids=["terminate", "interrupt", "interrupt-twice"],
+    [([signal.SIGTERM], 75), ([signal.SIGINT] * 2, 130)],
+    ids=["terminate", "interrupt-twice"],  # once: test_workers
 )
 def test_a_signal_stops_within_seconds_and_loses_nothing(signals, code):
     process = long_run()
