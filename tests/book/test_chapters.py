@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from saddlebook import data, runner, studies
 from saddlebook.book import Page, gather, notebooks
@@ -173,11 +175,29 @@ def shell():
     ours = sys.modules["__main__"]  # IPython puts its own there, which none can spawn
     found = InteractiveShell.instance(history_load_length=0)
     found.history_manager.enabled = False
+    sys.modules["__main__"] = ours
     yield found
     found.reset()
     InteractiveShell.clear_instance()
-    sys.modules["__main__"] = ours
     plt.close("all")
+
+
+def ran(shell, sources):
+    """Outputs of cells, and what they printed."""
+    outputs, said = [], ""
+    for source in sources:
+        with capture_output() as seen:
+            done = shell.run_cell(source, store_history=True)
+        done.raise_error()
+        outputs += seen.outputs
+        said += seen.stdout
+    return outputs, said
+
+
+def parameterised(path, given):
+    """Code cells of a notebook as papermill hands them to its kernel."""
+    notebook = parameterize_notebook(load_notebook_node(str(path)), given)
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
 @pytest.mark.book
@@ -186,12 +206,7 @@ def shell():
 def test_a_chapter_runs_at_quick_scale(path, quick_results, shell):
     declared, *code = (cell.source for cell in cells(path, "code"))
     given = f"# Parameters\nscale = 'quick'\nresults = {str(quick_results)!r}"
-    outputs = []
-    for source in (declared, given, *code):
-        with capture_output() as seen:
-            done = shell.run_cell(source, store_history=True)
-        done.raise_error()
-        outputs += seen.outputs
+    outputs, _ = ran(shell, (declared, given, *code))
     assert SMOKE in [out.data.get("text/plain") for out in outputs]
     mark = outputs[-1].metadata["saddlebook"]
     assert mark["chapter"] == path.stem
@@ -217,16 +232,10 @@ def test_an_exported_chapter_runs_under_nbmake(tmp_path, quick_results):
 
 
 @pytest.mark.book
-def test_papermill_on_a_chapter_fails_loudly_on_a_wrong_parameter(tmp_path):
+def test_papermill_on_a_chapter_fails_loudly_on_a_wrong_parameter(tmp_path, shell):
     exported = notebooks.export(CHAPTERS[0], tmp_path / "chapter.ipynb")
-    command = [sys.executable, "-m", "papermill", str(exported), "-"]
-    command += ["-p", "scael", "quick"]
-    done = subprocess.run(
-        [*command, "--no-progress-bar"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0
-    told = done.stderr + done.stdout
-    assert "unknown parameter 'scael': did you mean 'scale'" in told
+    with pytest.raises(UsageError, match="'scael': did you mean 'scale'"):
+        ran(shell, parameterised(exported, {"scael": "quick"}))
 
 
 @pytest.mark.book
@@ -269,7 +278,10 @@ def test_records_of_own_images_are_no_data_of_the_book(tmp_path):
 
 
 @pytest.mark.book
-def test_a_chapter_makes_what_it_lacks_of_real_images(cifar_root, tmp_path):
+def test_a_chapter_makes_what_it_lacks_of_real_images(
+    cifar_root, tmp_path, shell, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     short = tmp_path / "src.py"
     text = (ROOT / "book/ch14_run_it_yourself.py").read_text()
     head = text[: text.index("records = page.records(")]
@@ -280,12 +292,9 @@ def test_a_chapter_makes_what_it_lacks_of_real_images(cifar_root, tmp_path):
         "\n# %%\npage.footer()\n"
     )
     notebooks.export(short, tmp_path / "in.ipynb")
-    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb"]
-    command += ["-p", "data", str(cifar_root), "-p", "results", str(tmp_path / "made")]
-    command += ["-p", "train", "True", "--log-output"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 runs to make at lite scale" in done.stderr
+    given = {"data": str(cifar_root), "results": str(tmp_path / "made"), "train": True}
+    _, said = ran(shell, parameterised("in.ipynb", given))
+    assert "2 runs to make at lite scale" in said
     assert len(Store(tmp_path / "made" / "lite").verify()) == 2
 
 
