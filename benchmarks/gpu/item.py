@@ -33,6 +33,7 @@ ITEMS = {
     " --methods CE,CE+SAM,LDAM+DRW,LDAM+DRW+SAM,VS,VS+SAM",
     "five-seeds": "table1 --seeds 3,4 --methods CE+DRW,CE+DRW+SAM"
     " --keep CE+DRW,CE+DRW+SAM",
+    "views": "views --seeds 5",
     "control": "control --seeds 0,1,2",
     "cifar100-sgd": "table1_cifar100 --seeds 0,1,2"
     " --methods CE,CE+DRW,LDAM+DRW,VS,CE+SAM",
