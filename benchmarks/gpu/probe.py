@@ -30,8 +30,8 @@ from saddlebook.data.sources import CLASS_NAMES
 from saddlebook.disk.files import dump_json, write_whole
 from saddlebook.experiment import Experiment
 from saddlebook.train.engine import Hyper
-from saddlebook.train.graphs import CudaGraphs, Lane, SideBySide, arithmetic
-from saddlebook.train.run import build_replica, normalised, prepare
+from saddlebook.train.loop import CudaGraphs, SideBySide
+from saddlebook.train.run import Lane, arithmetic, build_replica, normalised, prepare
 
 # Counted for one pass of ResNet-32 over 128 images, each tensor once in each direction,
 # batch norm and ReLU fused into the convolutions

@@ -33,8 +33,8 @@ from saddlebook.experiment import Experiment
 from saddlebook.record import Record, assemble
 from saddlebook.store import Store
 from saddlebook.train import Outcome, Watcher, alike, train
-from saddlebook.train.graphs import arithmetic
 from saddlebook.train.large import gathered, told_once, train_large
+from saddlebook.train.run import arithmetic
 
 WORK = ".saddlebook"  # checkpoints and exported weights; not kept in git
 SIDE_BY_SIDE = 12  # a group's checkpoints fit a transfer of 48 MiB

@@ -490,7 +490,7 @@ class TestModels:
         from torchvision.models import squeezenet1_1
 
         state = squeezenet1_1(num_classes=7).state_dict()
-        model = subject.build_network("squeezenet1_1", state)
+        model = subject.named_network("squeezenet1_1", state)
         subject.fit(model, state, "s")
         assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
 

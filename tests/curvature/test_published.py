@@ -158,7 +158,7 @@ def test_frozen_holds_every_image_in_each_draw():
 
 def test_views_are_all_that_training_draws_and_nothing_else():
     images = small()[2][:1]
-    views = {bytes(view.numpy().tobytes()) for view in modes.views(images)}
+    views = {bytes(view.numpy().tobytes()) for view in modes.all_views(images)}
     first = torch.tensor([0])
     drawn = Counter(
         bytes(augment(images, 0, epoch, first).numpy().tobytes())
@@ -174,7 +174,7 @@ def test_augmented_measures_the_mean_loss_over_all_views():
     found = hessian.measure(model, loss, images, labels, "augmented", steps=STEPS)
     products = [
         best_product(Problem(model, loss, normalise(view), labels), torch.float64)
-        for view in modes.views(images)
+        for view in modes.all_views(images)
     ]
     assert found["loss"] == pytest.approx(np.mean([p.value() for p in products]))
     slope = sum(p.gradient() for p in products) / len(products)

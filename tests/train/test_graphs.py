@@ -21,7 +21,8 @@ from saddlebook import data, losses
 from saddlebook.errors import UsageError
 from saddlebook.train import train
 from saddlebook.train.engine import Hyper, Objective, Replica
-from saddlebook.train.graphs import Lane, SideBySide, arithmetic
+from saddlebook.train.loop import SideBySide
+from saddlebook.train.run import Lane, arithmetic
 
 PGD = replace(TINY, optimizer="pgd", noise=0.01)
 BEFORE = replace(SAM, sam_epochs="before")

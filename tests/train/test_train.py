@@ -14,7 +14,8 @@ from saddlebook.disk.files import read_checkpoint, save_checkpoint
 from saddlebook.errors import CorruptError, NumericalError, Stopped
 from saddlebook.experiment import Experiment
 from saddlebook.train import train
-from saddlebook.train.run import Run, prepare
+from saddlebook.train.loop import Run
+from saddlebook.train.run import prepare
 
 TINY = Experiment(
     scale="quick", dataset="digits", max_count=40, imbalance_factor=4.0, image_size=8,

@@ -136,7 +136,7 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
     }
 
 
-def build_network(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+def named_network(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The named network at its initial weights, as large as ``tensors`` say.
 
     Args:
@@ -389,7 +389,7 @@ def _foreign(file: str, content: bytes, options: argparse.Namespace) -> Subject:
     one_of("loss", loss, LOSSES)
     tensors = state_dict(content, file)
     with explained(f"{file} does not fit {name}", "name the model that it is of"):
-        model = build_network(name, tensors)
+        model = named_network(name, tensors)
         fit(model, tensors, f"{file} as {name}")
     cut = {name: getattr(options, name) for name in _CUT}
     images = folders.find_images(

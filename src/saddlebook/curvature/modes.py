@@ -74,7 +74,7 @@ def mode_inputs(
     if mode.images == "drawn":
         parts = [redraw(images, seed, draw, torch.float32) for draw in range(draws)]
     elif mode.images == "all":
-        parts = [normalise(view) for view in views(images)]
+        parts = [normalise(view) for view in all_views(images)]
     else:
         parts = [normalise(images)]
     return torch.cat(parts), labels.repeat(len(parts))
@@ -86,7 +86,7 @@ def redraw(images: Tensor, seed: int, draw: int, dtype: torch.dtype) -> Tensor:
     return normalise(augment(images, _STREAM + seed, draw, indices), dtype)
 
 
-def views(images: Tensor) -> list[Tensor]:
+def all_views(images: Tensor) -> list[Tensor]:
     """All images training can make of each, every one as likely: 162 at 32 pixels.
 
     Args:

@@ -27,7 +27,7 @@ from saddlebook.errors import MachineError
 # Modules whose code decides what a training gives.
 NUMERICS = (
     "losses models optim schedules data/longtail data/augmentation data/folders "
-    "data/sources train/engine train/graphs train/loop train/run"
+    "data/sources train/engine train/loop train/run"
 ).split()
 # The same of the large sets.
 LARGE = "losses models optim schedules data/augmentation data/large train/large".split()
@@ -47,13 +47,13 @@ SAME_CURVES = frozenset(
     | {"693e60739b0bdbd0", "daff94b1d8b5e2ea", "0386e5194805ccc5", "a57982ca5a99ea7e"}
     | {"e20448f0bf8a4c21", "0726666a06fdf0a8", "7bd1232f11317ad8", "8fc777b9e657daab"}
     | {"e5326c43ce474279", "e5897f036d34b6a9", "dbb5c0ed0cc43620", "4faeccedd11c96fd"}
-    | {"00ed2bb22795f4b9", "078917e9573399eb"}
+    | {"00ed2bb22795f4b9", "078917e9573399eb", "1b553f709c824ede", "6cf7ba36823d723b"}
 )
 # The same for tests/curvature/test_golden_spectra.py.
 SAME_SPECTRA = frozenset(
     {"7399c5da965aee57", "da0f68f853d2af2a", "93fb3deaa0d2987c", "80d1e9ad3283c9df"}
     | {"adacfa59dc55ead2", "cae229c0467771ee", "ed3eba89daf341a0", "d1770c4e7a716bef"}
-    | {"9cf8b30a7caecf56", "dedab5fd792f7915"}
+    | {"9cf8b30a7caecf56", "dedab5fd792f7915", "2516402fcbc75c48"}
 )
 _PACKAGE = Path(__file__).parents[1]
 

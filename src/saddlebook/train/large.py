@@ -27,9 +27,8 @@ from saddlebook import data, errors, losses, models, optim
 from saddlebook.data.large import Batches, Lists, Split, Views, fetched, input_of
 from saddlebook.disk.files import decoded_checkpoint, read_whole, save_checkpoint
 from saddlebook.experiment import Experiment
-from saddlebook.train.graphs import arithmetic
 from saddlebook.train.loop import Watcher
-from saddlebook.train.run import Outcome, check_same, objective, scheduled
+from saddlebook.train.run import Outcome, arithmetic, check_same, objective, scheduled
 
 _ASK = 10  # steps between two questions whether to stop
 _TEST = 128  # images at a time

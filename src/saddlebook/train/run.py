@@ -1,30 +1,28 @@
-"""Holds one experiment in training: its network, loss, schedule, history and files.
+"""Turns an experiment into what the device trains: images, network, loss, schedule.
 
-Where ``Experiment`` meets data, models and losses. Knows no other run; ``loop`` takes
-one or many of these through their epochs.
-Legend: N images, C classes.
+Where ``Experiment`` meets data, models and losses. All that a step reads and writes
+lies in tensors that never move (``Lane``). Knows one run and no file; ``loop`` takes
+one or many through their epochs.
+
+Legend: N images, C classes, H height and width.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from saddlebook import data, losses, models, schedules
-from saddlebook.disk.files import read_checkpoint, save_checkpoint
-from saddlebook.errors import CorruptError, NumericalError, explained
+from saddlebook.errors import CorruptError
 from saddlebook.experiment import Experiment
 from saddlebook.optim import frozen_statistics
-from saddlebook.train.engine import Hyper, Objective, Replica, State
-from saddlebook.train.graphs import Lane, Report
+from saddlebook.train.engine import Hyper, Objective, Replica
 
 _DTYPES = {"fp64": torch.float64}
 
@@ -255,167 +253,6 @@ class Outcome:
     processes: int = 1
 
 
-class Run:
-    """One experiment in training: its replica, its history, its files.
-
-    Args:
-        experiment: What is trained; nothing is measured in it.
-        task: Its images.
-        folder: Of all runs.
-        device: Torch device.
-        exports: Epochs whose weights are kept besides the milestones.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        task: Task,
-        folder: Path,
-        device: str,
-        exports: Sequence[int] = (),
-    ) -> None:
-        self.experiment, self.task = experiment, task
-        self._exports = exports
-        self.folder = folder / f"{experiment.slug}"
-        self.replica = build_replica(experiment, task.class_counts, device)
-        self.lane = Lane(
-            self.replica, len(task.labels), task.test_images, task.test_labels
-        )
-        self.history: list[dict[str, Any]] = []
-        self.epoch, self.seconds, self.resumes = 0, 0.0, 0
-        self._saved_at, self._saved_epoch = time.monotonic(), 0
-        self._resume()
-        self._good = self._copy()
-
-    @property
-    def next_epoch(self) -> int | None:
-        """The epoch to train, or None after the last."""
-        return self.epoch + 1 if self.epoch < self.experiment.epochs else None
-
-    @property
-    def is_tested(self) -> bool:
-        """Whether the epoch to train ends with a test pass."""
-        exp, epoch = self.experiment, self.epoch + 1
-        return epoch % exp.test_every == 0 or epoch in (exp.epochs, *exp.milestones)
-
-    def begin(self) -> None:
-        """Bring the next epoch's images and hyper-parameters to the device."""
-        epoch = self.epoch + 1
-        self.replica.model.train()
-        self.replica.begin_epoch(epoch)
-        images, labels = epoch_images(self.experiment, self.task, epoch)
-        self.lane.begin(images, labels, self._hyper(epoch))
-
-    def end(self, report: Report, seconds: float, save_every: float) -> dict[str, Any]:
-        """Take over a trained epoch; export and save if due."""
-        self._check_finite(report)
-        exp, tested, epoch = self.experiment, self.is_tested, self.epoch + 1
-        row: dict[str, Any] = {"epoch": epoch, "train_loss": report.loss}
-        if tested:
-            row |= {"lr": scheduled(exp, epoch)[0], "per_class": report.accuracy}
-            self.history.append(row)
-        self.epoch, self._good = epoch, self._copy()
-        self.seconds += seconds
-        if epoch in (*exp.milestones, *self._exports):
-            save_checkpoint(self.weights_file(epoch), self._meta(), self._exported())
-        if epoch == exp.epochs or time.monotonic() - self._saved_at > save_every:
-            self.save()
-        return row
-
-    def _hyper(self, epoch: int) -> Hyper:
-        like = self.replica.weights
-        lr, rho, _ = scheduled(self.experiment, epoch)
-        weight = epoch_weights(self.experiment, self.task.class_counts, epoch)
-        return Hyper(
-            torch.tensor(lr, dtype=like.dtype, device=like.device),
-            torch.tensor(rho, dtype=like.dtype, device=like.device),
-            weight.to(like),
-            ascend=rho > 0,
-        )
-
-    def class_losses(self) -> list[float]:
-        """Training loss without class weights on clean training images, nats [C]."""
-        images = normalised(self.experiment, self.task.images)
-        logits, labels = self.replica.logits(images).double(), self.task.labels
-        adjusted = self.replica.objective.adjust(logits, labels)
-        nats = F.cross_entropy(adjusted, labels, reduction="none")
-        return class_means(nats, labels).tolist()
-
-    def outcome(self, side_by_side: int) -> Outcome:
-        """Everything a record needs, after the last epoch."""
-        kept = sorted({*self.experiment.milestones, *self._exports})
-        files = {epoch: self.weights_file(epoch) for epoch in kept}
-        return Outcome(
-            self.history,
-            self.class_losses(),
-            self.task.class_counts,
-            self.seconds,
-            side_by_side,
-            self.resumes,
-            {epoch: path for epoch, path in files.items() if path.exists()},
-            self.task.digest,
-        )
-
-    def weights_file(self, epoch: int) -> Path:
-        """Where the weights after ``epoch`` are exported."""
-        return self.folder / f"epoch{epoch:04d}.weights"
-
-    def _exported(self) -> dict[str, Tensor]:
-        model = self.replica.model
-        return {name: t.contiguous() for name, t in model.state_dict().items()}
-
-    def _copy(self) -> State:
-        return State(*(tensor.clone() for tensor in self.replica.state))
-
-    def _meta(self) -> dict[str, Any]:
-        return {
-            "experiment": self.experiment.to_dict(),
-            "digest": self.task.digest,
-            "epoch": self.epoch,
-            "history": self.history,
-            "seconds": self.seconds,
-            "resumes": self.resumes,
-        }
-
-    def save(self) -> None:
-        """Write the state of the last whole epoch, unless it is on disk already."""
-        if self.epoch > self._saved_epoch:
-            save_checkpoint(self._file, self._meta(), self._good._asdict())
-            self._saved_at, self._saved_epoch = time.monotonic(), self.epoch
-
-    @property
-    def _file(self) -> Path:
-        return self.folder / "latest.ckpt"
-
-    def _resume(self) -> None:
-        if not self._file.exists():
-            return
-        meta, tensors = read_checkpoint(self._file)
-        with explained(f"{self._file} is no state of a run", "delete it and run again"):
-            check_same(meta, self._meta(), self._file)
-            if self._lacks_exports(meta["epoch"]):
-                return  # trained before anyone asked for them: once more
-            self.replica.load(State(**tensors))
-            self.history, self.epoch = meta["history"], meta["epoch"]
-            self.seconds, self.resumes = meta["seconds"], meta["resumes"]
-        self._saved_epoch = self.epoch
-        if self.epoch < self.experiment.epochs:
-            self.resumes += 1
-
-    def _lacks_exports(self, epoch: int) -> bool:
-        due = [e for e in self._exports if 0 < e <= epoch]
-        return not all(self.weights_file(e).exists() for e in due)
-
-    def _check_finite(self, report: Report) -> None:
-        if report.finite and math.isfinite(report.loss):
-            return
-        raise NumericalError(
-            f"{self.experiment.slug}: epoch {self.epoch + 1}, first non-finite tensor "
-            f"{self.replica.first_nonfinite() or 'loss'}; lower lr or rho; the state "
-            f"of epoch {self.epoch} is kept in {self._file}"
-        )
-
-
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     """Refuse to continue another experiment or on other images.
 
@@ -437,3 +274,119 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) 
             f"{path} belongs to a run with other {', '.join(differing[:10])}; delete "
             "it to train from the start, or bring the old setting back"
         )
+
+
+class Report(NamedTuple):
+    """What the host learns of an epoch."""
+
+    loss: float  # mean, nats
+    finite: bool  # weights, gradient and batch-norm statistics
+    accuracy: list[float]  # per class, percent, of the last test
+
+
+class Lane:
+    """One replica with its epoch: images in order, hyper-parameters, sums.
+
+    Args:
+        replica: Is trained.
+        count: N, training images.
+        test_images: Normalised, channels-last [M, 3, H, H].
+        test_labels: int64 [M].
+    """
+
+    def __init__(
+        self, replica: Replica, count: int, test_images: Tensor, test_labels: Tensor
+    ) -> None:
+        like = replica.weights
+        self.replica, self.count = replica, count
+        self.test_images, self.test_labels = test_images, test_labels
+        self.per_class = torch.bincount(test_labels)
+        size = test_images.shape[-1]
+        # rows of pixels, so that a batch is one gather and stays channels-last
+        self.images = like.new_empty(count, size, size, 3)
+        self.labels = test_labels.new_zeros(count)
+        classes = like.new_ones(len(self.per_class))
+        self.hyper = Hyper(like.new_zeros(()), like.new_zeros(()), classes)
+        self.place = torch.zeros_like(self.labels[0])
+        self.total = like.new_zeros((), dtype=torch.float64)
+        self.hits = torch.zeros_like(self.per_class, dtype=torch.float64)
+        self._stream = torch.cuda.Stream() if like.is_cuda else None
+
+    def begin(self, images: Tensor, labels: Tensor, hyper: Hyper) -> None:
+        """Take an epoch: augmented, normalised images [N, 3, H, H] in their order."""
+        self.images.copy_(images.permute(0, 2, 3, 1))
+        self.labels.copy_(labels)
+        for ours, theirs in zip(self.hyper[:3], hyper[:3], strict=True):
+            ours.copy_(theirs)
+        self.hyper = self.hyper._replace(ascend=hyper.ascend)
+        self.place.zero_()
+        self.total.zero_()
+
+    def step(self, size: int) -> None:
+        """One optimizer step on the next ``size`` images."""
+        rows = self.place + torch.arange(size, device=self.place.device)
+        images = self.images.index_select(0, rows).permute(0, 3, 1, 2)
+        labels = self.labels.index_select(0, rows)
+        self.total += self.replica.step(images, labels, self.hyper) * size
+        self.place += size
+
+    def test(self) -> None:
+        """Count the right answers of each class on the test images."""
+        logits = self.replica.logits(self.test_images)
+        right = (logits.argmax(1) == self.test_labels).double()
+        self.hits.zero_().index_add_(0, self.test_labels, right)
+
+    def summary(self) -> Tensor:
+        """Mean loss, 1 if all is finite, accuracy of each class. [2 + C]"""
+        state = (*self.replica.state, self.replica.grad)
+        finite = torch.stack([t.isfinite().all() for t in state]).all()
+        accuracy = 100 * (self.hits / self.per_class)
+        return torch.cat([torch.stack([self.total / self.count, finite]), accuracy])
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of what a warm-up would disturb."""
+        return [t.clone() for t in self._disturbed()] + [
+            self.replica.generator.get_state()
+        ]
+
+    def restore(self, snapshot: Sequence[Tensor]) -> None:
+        """Undo a warm-up."""
+        *copies, noise = snapshot
+        for live, copy in zip(self._disturbed(), copies, strict=True):
+            live.copy_(copy)
+        self.replica.generator.set_state(noise)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """On CUDA, on a stream of its own that forks from the current one."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def rejoin(self) -> None:
+        """Let the current stream wait for the lane's own."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    def _disturbed(self) -> tuple[Tensor, ...]:
+        return (*self.replica.state, self.place, self.total)
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """TF32 products on CUDA only where ``precision`` says so; ordered reductions."""
+    cudnn: Any = torch.backends.cudnn  # its stubs lack ``conv``
+    places = (cudnn.conv, torch.backends.cuda.matmul)
+    before, ordered = [place.fp32_precision for place in places], cudnn.deterministic
+    cudnn.deterministic = True
+    for place in places:
+        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        cudnn.deterministic = ordered
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
