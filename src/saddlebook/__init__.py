@@ -1,4 +1,4 @@
-"""saddlebook: long-tailed classes, saddles and SAM, measured.
+"""Trains on long-tailed data with SAM and its rivals, and measures curvature per class.
 
 The names users need are attributes of the package and are imported on first use, so
 ``import saddlebook`` is quick and asks for nothing but the standard library:

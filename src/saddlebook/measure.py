@@ -1,7 +1,8 @@
-"""Which spectra a run's record holds, measured on its exported weights.
+"""Measures the spectra that a run's record holds, on its exported weights.
 
-The plan is data (``plan``); each measurement is ``hessian.measure``. Finished ones are
-kept beside the weights, so a stopped measurement goes on where it was.
+The plan is data (``spectra_plan``); each measurement is ``hessian.measure`` in one of
+the modes of ``curvature/modes.py``. Finished ones are kept beside the weights, so a
+stopped measurement goes on where it was.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes that train and measure side by side, for one that waits and watches.
+"""Trains and measures in several processes side by side, while one waits and watches.
 
 A worker is given a group of runs at a time and tells how far it is. It ends when its
 pipe closes, so no death of its parent, however sudden, leaves it behind; the locks it

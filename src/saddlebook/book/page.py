@@ -1,4 +1,4 @@
-"""What a chapter calls: records, boxes, tables, values in prose, provenance.
+"""Gives a chapter what it calls: records, boxes, tables, values in prose, provenance.
 
 Knows IPython's display and the store. A page reads records; only at ``quick`` scale,
 whose runs take a second and carry a banner, does asking for records train.

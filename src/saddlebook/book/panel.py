@@ -1,4 +1,4 @@
-"""The lab: set a radius, guess, press Run, watch, compare; the same without a reader.
+"""Shows the lab: a reader sets a radius, guesses, trains a run, watches and compares.
 
 ``Panel`` joins the trials of a kernel (``trial``) with the stored runs and the picture
 of both. What it shows comes from functions that a chapter may call, and ``Panel.run``

@@ -1,4 +1,4 @@
-"""Makes of a product a spectrum whose numbers carry their errors, and its trace.
+"""Certifies a spectrum: bounds the error of its ends, and computes the trace.
 
 Knows products and recurrences; asks no question about classes or modes. The trace is
 exact where the network allows it, else estimated: a network of convolutions, linear

@@ -1,7 +1,7 @@
-"""Curvature of one class's loss: both ends with error bounds, trace, density.
+"""Measures the curvature of a loss: both ends with error bounds, trace, density.
 
 Knows networks, losses and images; the recurrence is in ``lanczos``, the products in
-``products``, the released procedure in ``published``.
+``products``, the modes and the released procedure in ``modes``.
 
 Legend: n parameters, N images, C classes, K steps, P probes.
 

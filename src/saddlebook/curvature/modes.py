@@ -1,9 +1,9 @@
-"""Says on which images a class is measured, and measures as the released code does.
+"""Defines the modes of measurement: on which images, and by which recurrence.
 
-A mode is a row of ``MODES``: its images and its recurrence. The corrected measurement
-is in ``hessian``. What the released procedure does differently: random crops and flips
-are redrawn in every product, so the operator changes under the recurrence, and β is
-taken before re-orthogonalisation, so it counts what that removes.
+A mode is a row of ``MODES``. The corrected measurement is in ``hessian``, the released
+one here. What that does differently: random crops and flips are redrawn in every
+product, so the operator changes under the recurrence, and β is taken before
+re-orthogonalisation, so it counts what that removes.
 
 Legend: n parameters, K steps, N images, V views of each.
 

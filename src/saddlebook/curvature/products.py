@@ -1,4 +1,4 @@
-"""Hessian-vector products of a network's mean loss over fixed images.
+"""Multiplies vectors by the Hessian of a network's mean loss over fixed images.
 
 Knows a module, a loss and tensors; neither Lanczos nor data sets. The model is never
 changed: parameters and buffers are passed to it as copies.

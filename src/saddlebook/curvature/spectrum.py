@@ -1,4 +1,4 @@
-"""A measured spectrum: extreme eigenvalues with bounds, quadrature, trace, density.
+"""Holds a measured spectrum: both ends with bounds, quadrature, trace, density.
 
 Knows numbers only; ``lanczos`` makes them.
 Legend: n size of the operator, K nodes, P probes, G grid points.

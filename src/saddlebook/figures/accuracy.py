@@ -1,4 +1,4 @@
-"""One function per kind of figure: table in, matplotlib Axes out; ``show`` puts it on.
+"""Draws accuracies: a table in, matplotlib Axes out; ``show`` puts them on the page.
 
 Every run is a point; a mean never stands alone. Markers and dashes repeat what colours
 say. Each Axes carries a description in words for readers who do not see it.

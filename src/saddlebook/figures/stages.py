@@ -1,4 +1,4 @@
-"""Pictures computed beforehand, for every choice of a few controls; one module draws.
+"""Computes pictures for every choice of a few controls, to be shown without a kernel.
 
 Long tails and their batches (chapter 1), weights and margins (2), Lanczos step by step
 (4), the ends of a class's spectrum through training (5). All is computed here, by the

@@ -1,4 +1,4 @@
-"""Figures as inline SVG that follows the reader's theme.
+"""Defines the colours, and turns figures into SVG that follows the reader's theme.
 
 Text and axes take the page's own text colour and font; the colours of the data keep a
 contrast of 3 on white and on the book's dark page, and differ for colour-blind readers.

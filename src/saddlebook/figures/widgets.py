@@ -1,4 +1,4 @@
-"""Pictures to play with: one JavaScript module each, live in Jupyter and in a page.
+"""Builds pictures to play with, one JavaScript module each, for Jupyter and pages.
 
 A widget is a module that draws from a small state. In Jupyter anywidget shows it, state
 and kernel in step; in the built book, without any kernel, server or outside file, a

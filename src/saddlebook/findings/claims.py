@@ -1,5 +1,7 @@
 """Judges claims: the one place and the one rule, and how numbers are written.
 
+The words of a verdict, and the statistics, are in ``inference.py``.
+
 A claim has one identifier and belongs to one family. It is made of contrasts, each a
 number of every seed, and the bounds that the number must keep:
 

@@ -1,10 +1,11 @@
-"""Statistics of few runs: intervals, differences, equivalence, correction, power.
+"""Computes statistics of few runs, and defines the words of verdicts.
 
 Knows numbers only; no record, no table. Accuracies and differences are in percent
 points. Fewer than three runs carry no interval and no verdict.
 
-The words of every verdict are here. A claim is supported, contradicted or undecided; a
-printed number is reproduced, different or undecided. *Undecided* says why.
+Intervals, differences, equivalence, correction, power. A claim is supported,
+contradicted or undecided; a printed number is reproduced, different or undecided.
+*Undecided* says why.
 
 References:
     Schuirmann 1987 (two one-sided tests); Welch 1947; Satterthwaite 1946; Holm 1979.

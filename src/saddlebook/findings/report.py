@@ -1,4 +1,4 @@
-"""Records to tables: ours by method, class and epoch, and beside the paper's numbers.
+"""Turns records into tables of accuracy, alone and beside the paper's numbers.
 
 Pure functions on pandas tables; nothing here trains, draws or decides a scale. Accuracy
 is in percent, differences in percent points. What the records say about the paper's
