@@ -19,7 +19,7 @@ workers = 1
 # %% tags=["remove-input"]
 from saddlebook import figures
 from saddlebook.book import Page
-from saddlebook.curvature import lanczos, modes
+from saddlebook.curvature import lanczos
 from saddlebook.figures import stages, toys
 from saddlebook.findings import inference
 from saddlebook.theory import known
@@ -201,7 +201,7 @@ figures.show(
 # changing one it counts what re-orthogonalisation then removes.
 
 # %% tags=["remove-input"]
-page.source(modes.released)
+page.source(lanczos.released)
 
 # %%
 page.value("mirrored", cells["changing", "before"], ".2f")

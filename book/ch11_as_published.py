@@ -20,7 +20,7 @@ workers = 1
 import saddlebook as sb
 from saddlebook import figures
 from saddlebook.book import Page, gather
-from saddlebook.curvature import modes
+from saddlebook.curvature import lanczos
 from saddlebook.figures import spectra, sweeps
 from saddlebook.findings import claims, report, spectra_claims, tables
 from saddlebook.theory import known
@@ -72,7 +72,7 @@ page.claim(
 # The library keeps the released recurrence as a mode:
 
 # %% tags=["remove-input"]
-page.source(modes.released)
+page.source(lanczos.released)
 
 # %% [markdown]
 # ## Which step does it?

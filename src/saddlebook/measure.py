@@ -1,7 +1,7 @@
 """Measures the spectra that a run's record holds, on its exported weights.
 
 The plan is data (``spectra_plan``); each measurement is ``hessian.measure`` in one of
-the modes of ``curvature/modes.py``. Finished ones are kept beside the weights, so a
+the modes of ``curvature/hessian.py``. Finished ones are kept beside the weights, so a
 stopped measurement goes on where it was.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from saddlebook.curvature import hessian
-from saddlebook.curvature.modes import MODES
+from saddlebook.curvature.hessian import MODES
 from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.spectrum import rounded
 from saddlebook.data import Dataset, class_groups, normalise, padding, resize

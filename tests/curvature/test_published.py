@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from saddlebook.curvature import hessian, modes
-from saddlebook.curvature.lanczos import lanczos, starts
+from saddlebook.curvature import hessian
+from saddlebook.curvature.lanczos import diagonal_share, lanczos, released, starts
 from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.resnet import best_product
 from saddlebook.data import augment, normalise
@@ -40,7 +40,7 @@ class Drawn:
         self.draws = 0
 
     def __iter__(self):
-        fresh = modes.redraw(self.images, self.seed, self.draws, torch.float32)
+        fresh = hessian.redraw(self.images, self.seed, self.draws, torch.float32)
         self.draws += 1
         return iter([(fresh, self.labels)])
 
@@ -76,9 +76,9 @@ def test_released_recurrence_is_pyhessian_step_by_step(operator, monkeypatch):
     if operator == "fixed":
         matvec, data = product, [(plain, labels)]
     else:
-        matvec = modes.redrawn(product, images, seed=3)
+        matvec = hessian.redrawn_product(product, images, seed=3)
         data = Drawn(images, labels, seed=3)
-    ours, vectors, _ = modes.released(matvec, start, STEPS).ritz()
+    ours, vectors, _ = released(matvec, start, STEPS).ritz()
     theirs, weights = pyhessian_extremes(model, loss, data, STEPS, start, monkeypatch)
     assert ours.numpy() == pytest.approx(np.array(theirs), rel=1e-3, abs=1e-3)
     assert (vectors[0] ** 2).numpy() == pytest.approx(np.array(weights), abs=1e-3)
@@ -92,7 +92,7 @@ def test_on_a_fixed_operator_neither_recurrence_nor_beta_matters():
     start = starts(product.size, 0, 0).float()
     ends = []
     for beta in ("before", "after"):
-        nodes = modes.released(product, start, 30, beta).ritz()[0]
+        nodes = released(product, start, 30, beta).ritz()[0]
         ends.append([float(nodes[0]), float(nodes[-1])])
     clean = hessian.spectrum(model, loss, normalise(images), labels, steps=30)
     ends.append([clean.lambda_min, clean.lambda_max])
@@ -119,18 +119,18 @@ def test_a_changing_positive_operator_fakes_a_mirrored_spectrum_only_with_beta_b
     start = starts(400, 0, 0).float()
     ratios = {}
     for beta in ("before", "after"):
-        state = modes.released(changing(), start, 60, beta)
+        state = released(changing(), start, 60, beta)
         nodes = state.ritz()[0]
         ratios[beta] = -float(nodes[0] / nodes[-1])
     assert ratios["before"] > 0.9
     assert ratios["after"] < ratios["before"]
-    assert modes.diagonal_share(modes.released(changing(), start, 60)) < 0.35
+    assert diagonal_share(released(changing(), start, 60)) < 0.35
 
 
 def test_each_draw_is_another_and_the_same_draw_is_the_same():
     images = small()[2]
     first, again, other = (
-        modes.redraw(images, 0, draw, torch.float32) for draw in (5, 5, 6)
+        hessian.redraw(images, 0, draw, torch.float32) for draw in (5, 5, 6)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -142,7 +142,7 @@ def test_redrawn_products_change_from_call_to_call_and_repeat_from_the_start():
         Problem(model, loss, normalise(images), labels), torch.float32
     )
     vector = starts(product.size, 0, 0)
-    one, two = (modes.redrawn(product, images, seed=0) for _ in range(2))
+    one, two = (hessian.redrawn_product(product, images, seed=0) for _ in range(2))
     first, second = one(vector), one(vector)
     assert not torch.equal(first, second)
     assert torch.equal(two(vector), first)
@@ -150,15 +150,15 @@ def test_redrawn_products_change_from_call_to_call_and_repeat_from_the_start():
 
 def test_frozen_holds_every_image_in_each_draw():
     images, labels = small()[2:]
-    fixed, targets = modes.mode_inputs(hessian.MODES["frozen"], images, labels, 1, 3)
+    fixed, targets = hessian.mode_inputs(hessian.MODES["frozen"], images, labels, 1, 3)
     assert fixed.shape == (36, 3, 8, 8)
-    assert torch.equal(fixed[12:24], modes.redraw(images, 1, 1, torch.float32))
+    assert torch.equal(fixed[12:24], hessian.redraw(images, 1, 1, torch.float32))
     assert torch.equal(targets, labels.repeat(3))
 
 
 def test_views_are_all_that_training_draws_and_nothing_else():
     images = small()[2][:1]
-    views = {bytes(view.numpy().tobytes()) for view in modes.all_views(images)}
+    views = {bytes(view.numpy().tobytes()) for view in hessian.all_views(images)}
     first = torch.tensor([0])
     drawn = Counter(
         bytes(augment(images, 0, epoch, first).numpy().tobytes())
@@ -174,7 +174,7 @@ def test_augmented_measures_the_mean_loss_over_all_views():
     found = hessian.measure(model, loss, images, labels, "augmented", steps=STEPS)
     products = [
         best_product(Problem(model, loss, normalise(view), labels), torch.float64)
-        for view in modes.all_views(images)
+        for view in hessian.all_views(images)
     ]
     assert found["loss"] == pytest.approx(np.mean([p.value() for p in products]))
     slope = sum(p.gradient() for p in products) / len(products)

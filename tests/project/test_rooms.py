@@ -88,4 +88,4 @@ def test_a_public_name_means_one_thing():
 
 
 def test_the_package_stays_within_the_agreed_number_of_modules():
-    assert len([p for p in PACKAGE.rglob("*.py") if p.stem != "__init__"]) <= 61
+    assert len([p for p in PACKAGE.rglob("*.py") if p.stem != "__init__"]) <= 60

@@ -1,12 +1,15 @@
 """Measures the curvature of a loss: both ends with error bounds, trace, density.
 
 Knows networks, losses and images; the recurrence is in ``lanczos``, the products in
-``products``, the modes and the released procedure in ``modes``.
+``products``. A mode of measurement is a row of ``MODES``: on which images, and by which
+recurrence. Where the released procedure redraws random crops and flips in every
+product, the operator changes under the recurrence.
 
-Legend: n parameters, N images, C classes, K steps, P probes.
+Legend: n parameters, N images, C classes, K steps, P probes, V views of an image.
 
 References:
-    Rangwani et al. 2022, section 3 (class-wise Hessians); Ghorbani et al. 2019;
+    Rangwani et al. 2022, section 3 (class-wise Hessians), released code (hessian.py,
+    hessian_analysis.py); Ghorbani et al. 2019;
     Yao et al. 2020 (PyHessian).
 """
 
@@ -14,33 +17,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import product as pairs
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saddlebook.curvature import certify, modes
+from saddlebook.curvature import certify, lanczos
 from saddlebook.curvature.lanczos import (
     KrylovState,
+    Matvec,
     Probe,
     Progress,
     advance,
     certificate,
     check,
+    diagonal_share,
     distilled,
 )
-from saddlebook.curvature.modes import MODES, Mode, mode_inputs
 from saddlebook.curvature.problem import Loss, Problem, bare
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.resnet import best_product
 from saddlebook.curvature.spectrum import Spectrum, rounded
-from saddlebook.data import normalise
+from saddlebook.data import augment, crop_flip, normalise, padding
 from saddlebook.errors import UsageError, one_of
 
+_STREAM = 2**32  # training draws its augmentations below this seed
 PRECISIONS = {"full": None, "bf16": torch.bfloat16}
 _FRESH = 5  # draws over which a Rayleigh quotient is re-measured
 _NATS = 0.1  # fall of the loss that the reported curvature promises at both line ends
+
+
+class Mode(NamedTuple):
+    """A way to measure one class.
+
+    Attributes:
+        label: For readers.
+        images: ``clean``, ``all`` crops and flips, ``drawn`` once, or ``redrawn`` in
+            every product.
+        beta: Empty: the corrected recurrence. Else the released one, and whether it
+            takes β ``before`` or ``after`` re-orthogonalisation.
+        batch_norm: As in ``Problem``.
+    """
+
+    label: str
+    images: str = "clean"
+    beta: str = ""
+    batch_norm: str = "running"
+
+
+MODES = {
+    "clean": Mode("fixed"),
+    "augmented": Mode("all crops and flips", "all"),
+    "frozen": Mode("drawn once", "drawn"),
+    "batch_statistics": Mode("batch statistics", batch_norm="batch"),
+    "as_published": Mode("as published", "redrawn", "before"),
+    "redrawn": Mode("redrawn", "redrawn", "after"),
+    "fixed_before": Mode("fixed, β before", beta="before"),
+}
 
 
 class Solved(NamedTuple):
@@ -152,7 +188,7 @@ def solve(
         done.insert(0, distilled(state))
     found = certify.certified(product, done)
     if released:
-        found = modes.as_reported(found)
+        found = as_reported(found)
     else:
         found = certify.with_trace(found, product, state, seed)
     return Solved(found, product, state)
@@ -352,10 +388,88 @@ def measure(
     return (
         {"class": class_, "epoch": epoch, "mode": mode, "images": len(images)}
         | {"steps": state.steps, "seed": seed, "limit": limit}
-        | {"diagonal_share": rounded(modes.diagonal_share(state))}
+        | {"diagonal_share": rounded(diagonal_share(state))}
         | result.to_dict(quadrature)
         | {"judged_on": "augmented" if whole else "clean"}
         | _judged(product if whole else clean, clean, result, images, seed)
+    )
+
+
+def mode_inputs(
+    mode: Mode, images: Tensor, labels: Tensor, seed: int, draws: int
+) -> tuple[Tensor, Tensor]:
+    """What the operator of a mode is made of, normalised, with labels. [V·N, 3, H, W]
+
+    Args:
+        mode: Of measurement.
+        images: uint8. [N, 3, H, W]
+        labels: [N]
+        seed: Of the draws.
+        draws: V, for ``drawn``.
+    """
+    if mode.images == "drawn":
+        parts = [redraw(images, seed, draw, torch.float32) for draw in range(draws)]
+    elif mode.images == "all":
+        parts = [normalise(view) for view in all_views(images)]
+    else:
+        parts = [normalise(images)]
+    return torch.cat(parts), labels.repeat(len(parts))
+
+
+def redraw(images: Tensor, seed: int, draw: int, dtype: torch.dtype) -> Tensor:
+    """Crops and flips number ``draw`` of uint8 images, normalised. [N, 3, H, W]"""
+    indices = torch.arange(len(images))
+    return normalise(augment(images, _STREAM + seed, draw, indices), dtype)
+
+
+def all_views(images: Tensor) -> list[Tensor]:
+    """All images training can make of each, every one as likely: 162 at 32 pixels.
+
+    Args:
+        images: uint8. [N, 3, H, W]
+
+    Returns:
+        A tensor [N, 3, H, W] per window, and mirrored.
+    """
+    places = range(2 * padding(images.shape[-1]) + 1)
+    kinds = pairs(places, places, (False, True))
+    count, device = len(images), images.device
+    return [
+        crop_flip(
+            images,
+            torch.tensor([[row, column]], device=device).expand(count, 2),
+            torch.tensor([flip], device=device).expand(count),
+        )
+        for row, column, flip in kinds
+    ]
+
+
+def redrawn_product(
+    product: Product, images: Tensor, seed: int, first: int = 0
+) -> Matvec:
+    """The product over uint8 ``images``, cropped and flipped anew at every call."""
+    calls = iter(range(first, 2**31))
+
+    def matvec(vector: Tensor) -> Tensor:
+        fresh = redraw(images, seed, next(calls), product.dtype)
+        return product.on(fresh)(vector)
+
+    return matvec
+
+
+def as_reported(result: Spectrum) -> Spectrum:
+    """The extreme Ritz values themselves, as the paper prints them.
+
+    The bounds say how far they are from being eigenvalues of the fixed operator:
+    ‖Hu − θu‖² = ‖Hu − ρu‖² + (ρ − θ)², ρ the Rayleigh quotient of the vector u.
+    """
+    low, high = float(result.nodes[0, 0]), float(result.nodes[0, -1])
+    return replace(
+        result,
+        lambda_min=low,
+        lambda_max=high,
+        lambda_min_bound=math.hypot(result.lambda_min_bound, result.lambda_min - low),
+        lambda_max_bound=math.hypot(result.lambda_max_bound, result.lambda_max - high),
     )
 
 
@@ -366,8 +480,8 @@ def _released(
 
     def recurrence(product: Product, start: Tensor) -> KrylovState:
         redrawn = mode.images == "redrawn"
-        matvec = modes.redrawn(product, images, seed) if redrawn else product
-        return modes.released(matvec, start, steps, mode.beta, progress)
+        matvec = redrawn_product(product, images, seed) if redrawn else product
+        return lanczos.released(matvec, start, steps, mode.beta, progress)
 
     return recurrence
 
@@ -382,7 +496,7 @@ def _judged(
     """
     vector = result.vector_min
     start = 2**20  # draws that the recurrence has not seen
-    fresh = modes.redrawn(clean, images, seed, start)
+    fresh = redrawn_product(clean, images, seed, start)
     again = np.array([certificate(fresh, vector).value for _ in range(_FRESH)])
     slope = product.gradient().double()
     far = math.sqrt(2 * _NATS / max(abs(result.lambda_min), 1e-12))

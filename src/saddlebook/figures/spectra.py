@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from saddlebook.curvature.modes import MODES
+from saddlebook.curvature.hessian import MODES
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.figures.style import (
     BLUE,

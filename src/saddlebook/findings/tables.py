@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from saddlebook import studies
-from saddlebook.curvature.modes import MODES
+from saddlebook.curvature.hessian import MODES
 from saddlebook.data import class_groups
 from saddlebook.experiment import Experiment
 

@@ -35,11 +35,12 @@ from saddlebook.curvature.lanczos import (
     Matvec,
     advance,
     certificate,
+    diagonal_share,
     distilled,
     lanczos,
+    released,
     starts,
 )
-from saddlebook.curvature.modes import diagonal_share, released
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.errors import one_of
 from saddlebook.schedules import learning_rate
