@@ -154,7 +154,7 @@ figures.show(
 
 # %% tags=["remove-input"]
 fixed = tables.pick(last, mode="clean").sort_values(["method", "label"])
-kinds = spectra_claims.kinds(fixed)
+kinds = tables.kinds(fixed)
 shown = tables.sheet(fixed.assign(kind=kinds), ("label", "method", "kind"))
 page.table(
     shown,
@@ -162,7 +162,7 @@ page.table(
     "Loss in nats. Slope and fall: nats that the gradient promises, and nats by which "
     "the loss falls, where the curvature promises 0.1",
 )
-page.value("kinds", spectra_claims.count(kinds))
+page.value("kinds", tables.count(kinds))
 page.value("coverage", tables.coverage(last))
 seen = tables.bends(fixed)
 page.value("negative", seen["negative"])

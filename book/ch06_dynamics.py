@@ -151,7 +151,7 @@ tail = tables.pick(table, label=-2, mode="clean")
 tail = tail.sort_values(["stage", "method"])
 page.table(
     tables.sheet(
-        tail.assign(kind=spectra_claims.kinds(tail)),
+        tail.assign(kind=tables.kinds(tail)),
         ("epoch", "method", "kind"),
     ),
     "The paper's example class through training, images fixed; slope, fall "

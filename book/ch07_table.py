@@ -165,7 +165,7 @@ figures.show(
 
 # %% tags=["remove-input"]
 spots = [
-    hypotheses.order(ours, printed, group) for group in ("overall", "tail")
+    report.order(ours, printed, group) for group in ("overall", "tail")
 ]
 page.value("agree_overall", f"{spots[0].agreeing} of {spots[0].pairs}")
 page.value("agree", f"{spots[1].agreeing} of {spots[1].pairs}")

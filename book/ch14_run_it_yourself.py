@@ -19,7 +19,7 @@ workers = 1
 # %% tags=["remove-input"]
 import pandas as pd
 from saddlebook import experiment, runner
-from saddlebook.book import Page
+from saddlebook.book import Page, sheets
 from saddlebook.experiment import Experiment
 from saddlebook.findings import report
 from saddlebook.scales import at_scale
@@ -173,8 +173,8 @@ page.table(
 # undisturbed run.
 
 # %% tags=["remove-input"]
-told = report.faults()
-page.table(report.faults_table(told), report.faults_setting(told))
+told = sheets.faults()
+page.table(sheets.faults_table(told), sheets.faults_setting(told))
 
 # %% [markdown]
 # Nought tried means: not run yet. `make faults` repeats it; `make faults LONG=1` takes
@@ -201,7 +201,7 @@ page.table(report.faults_table(told), report.faults_setting(told))
 #    to return at once.
 
 # %% tags=["remove-input"]
-sums = report.faults_table(told).sum()
+sums = sheets.faults_table(told).sum()
 page.closing(
     f"One frozen description goes in, one small file comes out. Of {sums['tried']} times "
     f"that the sweep killed, starved or misled it, {sums['survived']} were survived and "

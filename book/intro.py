@@ -97,7 +97,7 @@ page.table(
 # *of re-weighted training*", and that is what we test.
 
 # %% tags=["remove-input"]
-own = hypotheses.printed_effects(report.paper("table1"))
+own = report.printed_effects(report.paper("table1"))
 own["tested"] = [
     f"{d:+.1f} (p = {p:.2g})"
     for d, p in zip(own.difference, own.p_holm, strict=True)

@@ -140,12 +140,12 @@ def test_only_what_stands_between_the_marks_is_replaced():
 
 
 def test_the_readme_s_promises_quote_the_counts_of_the_sweep():
-    text, told = (ROOT / "README.md").read_text(), report.faults()
+    text, told = (ROOT / "README.md").read_text(), sheets.faults()
     assert readme.inserted(text, sheets.reliability(told), "faults") == text, RUN
     assert {"tried", "survived", "lost", "seconds", "date"} <= set(told["rows"][0])
     for row in told["rows"]:
         assert row["tried"] - row["survived"] == row["lost"]
-    table = report.faults_by_promise(told)
+    table = sheets.faults_by_promise(told)
     assert table["tried"].sum() == sum(row["tried"] for row in told["rows"])
     tried = ", ".join(promise for promise, _ in table.index if promise)
     assert set(tried.split(", ")) == set("123456")  # 7 needs a second device

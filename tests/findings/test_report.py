@@ -309,7 +309,7 @@ def test_every_printed_number_names_its_source_and_misprints_stay_empty():
 
 
 def test_what_the_papers_own_numbers_support():
-    found = hypotheses.printed_effects(TABLE1).set_index(["dataset", "base", "group"])
+    found = report.printed_effects(TABLE1).set_index(["dataset", "base", "group"])
     expected = {  # adjusted p-values of reliability section E6, computed independently
         ("cifar10", "CE"): (0.055, 1.0),
         ("cifar10", "CE+DRW"): (0.004, 0.001),
@@ -328,15 +328,15 @@ def test_what_the_papers_own_numbers_support():
 
 
 def test_the_other_reading_of_the_misprint_changes_no_conclusion():
-    one = hypotheses.printed_effects(TABLE1)
-    two = hypotheses.printed_effects(TABLE1, unknown_spread=1.2)
+    one = report.printed_effects(TABLE1)
+    two = report.printed_effects(TABLE1, unknown_spread=1.2)
     assert ((one.p_holm < 0.05) == (two.p_holm < 0.05)).all()
     row = two.query("dataset == 'cifar10' and base == 'VS' and group == 'tail'")
     assert round(row["p_holm"].item(), 3) == 0.025
 
 
 def test_the_abstracts_averages_follow_from_the_table():
-    found = hypotheses.printed_effects(TABLE1)
+    found = report.printed_effects(TABLE1)
     gain = found[found["base"] == "VS"].groupby("group")["difference"].mean()
     assert gain["tail"] == pytest.approx(6.3)
     assert gain["overall"] == pytest.approx(4.35)
@@ -448,7 +448,7 @@ def test_runs_made_twice_are_pairs_of_one_training_by_two_codes():
 
 def test_order_counts_pairs_and_is_scipys_tau():
     ours = report.by_method(study(TAILS))
-    found = hypotheses.order(ours, CIFAR10)
+    found = report.order(ours, CIFAR10)
     means = {m: np.mean(t) for m, t in TAILS.items()}
     printed = CIFAR10[CIFAR10.group == "tail"]
     printed = printed.set_index("method")["mean"]

@@ -132,8 +132,8 @@ def test_slope_and_fall_of_a_quadratic_are_those_of_its_parabola():
 )
 def test_a_negative_eigenvalue_alone_is_no_saddle(kind, changes):
     table = tables.spectra_table([run("sgd", 0, item(**changes))])
-    assert list(spectra_claims.kinds(table)) == [kind]
-    assert spectra_claims.count(spectra_claims.kinds(table)) == f"1 {kind}"
+    assert list(tables.kinds(table)) == [kind]
+    assert tables.count(tables.kinds(table)) == f"1 {kind}"
 
 
 def test_causes_need_all_four_corners_and_name_them():

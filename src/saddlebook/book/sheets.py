@@ -19,13 +19,15 @@ import pandas as pd
 
 from saddlebook import studies
 from saddlebook.disk.files import load_json, write_whole
+from saddlebook.errors import UsageError
 from saddlebook.experiment import Experiment
 from saddlebook.figures import style
 from saddlebook.figures.accuracy import plot_cards
-from saddlebook.findings import readme, report
+from saddlebook.findings import readme
 from saddlebook.findings.claims import typeset
 from saddlebook.findings.inference import WORDS
 from saddlebook.findings.readme import Card
+from saddlebook.store import RESULTS
 
 _MOST_COLUMNS = 6  # of a table, in a window of 1280 px
 # Beside the records: numbers that no run gives, files below ``results``
@@ -188,7 +190,7 @@ def write_front(root: Path) -> None:
     """Write what the README and ``results/findings.md`` say of records and counts."""
     found, front = readme.cards(results=root / "results"), root / "README.md"
     text = readme.inserted(front.read_text(), readme.first_screen(found))
-    counted = reliability(report.faults(root / "results"))
+    counted = reliability(faults(root / "results"))
     text = readme.inserted(text, counted, "faults")
     told = load_json(root / "results/architectures.json")
     text = readme.inserted(text, architectures(told), "architectures")
@@ -210,12 +212,69 @@ def without_docstring(text: str) -> str:
     return "\n".join(lines[: doc.lineno - 1] + lines[doc.end_lineno :])
 
 
+def faults(results: str | Path = RESULTS) -> dict[str, Any]:
+    """The counts that ``make faults`` left: settings, and rows of what was tried.
+
+    Raises:
+        UsageError: They are not there.
+    """
+    path = Path(results) / "faults.json"
+    if not path.exists():
+        raise UsageError(f"no {path}; run: make faults")
+    return dict(load_json(path))
+
+
+_KINDS = {  # of rows: which of the README's promises they try, and how
+    "again": ("1", "the same command once more, in another folder"),
+    "kill": (
+        "2, 3",
+        "killed at a random moment (SIGKILL), then the same command again",
+    ),
+    "fault": ("2, 3", "full disks, failing writes, clocks that jump, hung workers"),
+    "rival": ("4", "two at once on one run, one book, one chapter"),
+    "damage": ("4, 5", "a byte changed, or the end cut off, in a file of any kind"),
+    "input": ("6", "wrong or hostile words, parameters, images, archives, checkpoints"),
+    "long run": ("", "epochs, then chapters, in one process: memory flat"),
+}
+
+
+def faults_table(told: Mapping[str, Any]) -> pd.DataFrame:
+    """Tried, survived and lost, by what was tried; rows not run yet stand at nought."""
+    rows = pd.DataFrame([*told["rows"], *({"what": what} for what in told["left"])])
+    return _summed(rows, rows["what"].rename("tried by"))
+
+
+def faults_by_promise(told: Mapping[str, Any]) -> pd.DataFrame:
+    """The same by promise, as the README numbers them, and what put it to the test."""
+    kinds = pd.DataFrame(_KINDS, index=["promise", "what was done"]).T
+    rows = pd.DataFrame(told["rows"]).join(kinds, on="kind")
+    rows["place"] = rows["kind"].map([*_KINDS].index)
+    return _summed(rows.sort_values("place"), [*kinds])
+
+
+def _summed(rows: pd.DataFrame, by: Any) -> pd.DataFrame:
+    counts = rows.groupby(by, sort=False)[["tried", "survived", "lost"]].sum()
+    return counts.astype(int)
+
+
+def faults_setting(told: Mapping[str, Any]) -> str:
+    """When, of which code, with which seed, how long; how many rows are not run yet."""
+    rows = len(told["rows"]) + len(told["left"])
+    left = f"; {len(told['left'])} of {rows} rows are not run yet" * bool(told["left"])
+    commits = ", ".join(commit[:9] for commit in told["commits"])
+    return (
+        f"Counted by make faults, seed {told['seed']}, up to {told['date']} (commit "
+        f"{commits}), {told['seconds'] / 60:.0f} minutes from first to last row, "
+        f"{told['cores']} at a time{left}"
+    )
+
+
 def reliability(told: Mapping[str, Any]) -> str:
     """What ``make faults`` counted, by promise, as Markdown."""
-    table = report.faults_by_promise(told).reset_index()
+    table = faults_by_promise(told).reset_index()
     rows = [[*map(str, row)] for row in table.itertuples(index=False)]
     shown = readme.as_table([[*table.columns], *rows])
-    return f"{report.faults_setting(told)}:\n\n{shown}"
+    return f"{faults_setting(told)}:\n\n{shown}"
 
 
 def architectures(told: Sequence[Mapping[str, Any]]) -> str:

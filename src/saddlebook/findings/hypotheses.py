@@ -17,17 +17,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from saddlebook import studies
 from saddlebook.experiment import Experiment
-from saddlebook.findings import inference
 from saddlebook.findings.claims import Claim, Contrast, Family, Runs, Sides
-from saddlebook.findings.inference import Sample
-from saddlebook.findings.report import CELL, MARGINS, PAPER_RUNS, cells, paper
+from saddlebook.findings.report import BASES as BASES
+from saddlebook.findings.report import CELL, MARGINS, paper
 from saddlebook.record import Record
 from saddlebook.scales import at_scale
 
@@ -172,7 +170,6 @@ def distances(runs: Sequence[Experiment], seeds: Sequence[int]) -> list[Distance
     ]
 
 
-BASES = ("CE", "CE+DRW", "LDAM+DRW", "VS")
 _SPOKEN = {
     "CE": "plain cross-entropy (CE)", "CE+DRW": "re-weighted cross-entropy (CE+DRW)",
     "LDAM+DRW": "re-weighted margins (LDAM+DRW)", "VS": "scaled logits (VS)",
@@ -285,74 +282,6 @@ def gap() -> Family:
     printed = float(means["CE", "head"] - means["CE", "tail"])
     words = "Plain cross-entropy is worse on the tail than on the head"
     return Family("gap", (Claim("CE, head − tail", words, ((part,),), printed),))
-
-
-def printed_effects(
-    printed: pd.DataFrame, *, n: int = PAPER_RUNS, unknown_spread: float = 0.2
-) -> pd.DataFrame:
-    """What the paper's own table supports: SAM minus base, Welch, Holm over 16.
-
-    Args:
-        printed: ``report.paper("table1")``.
-        n: Runs behind a printed mean, assumed.
-        unknown_spread: Taken for the one misprinted spread (0.2 or 1.2).
-
-    Returns:
-        One row per dataset and comparison: ``dataset base other group difference p
-        p_holm``.
-    """
-    table = printed.fillna({"spread": unknown_spread})
-    columns = [table[name] for name in ("dataset", *CELL, "mean", "spread")]
-    known = {
-        (dataset, method, group): Sample(mean, spread, n)
-        for dataset, method, group, mean, spread in zip(*columns, strict=True)
-    }
-    pairs = [
-        (dataset, base, f"{base}+SAM", group)
-        for dataset in table["dataset"].unique()
-        for base in BASES
-        for group in MARGINS
-    ]
-    tests = [
-        inference.welch(known[dataset, other, group], known[dataset, base, group])
-        for dataset, base, other, group in pairs
-    ]
-    p_values = [test.p_zero() for test in tests]
-    return pd.DataFrame(pairs, columns=["dataset", "base", "other", "group"]).assign(
-        difference=[test.mean for test in tests],
-        p=p_values,
-        p_holm=inference.holm(p_values),
-    )
-
-
-class Order(NamedTuple):
-    """Agreement of two orders: Kendall's τ, its one-sided p, pairs of methods."""
-
-    tau: float
-    p: float
-    agreeing: int
-    pairs: int
-
-
-def order(ours: pd.DataFrame, printed: pd.DataFrame, group: str = "tail") -> Order:
-    """Do the methods stand in the paper's order? One test against random orders.
-
-    Args:
-        ours: From ``by_method``; means of the last epoch are compared.
-        printed: From ``report.paper``.
-        group: ``overall`` or ``tail``.
-    """
-    from scipy.stats import kendalltau
-
-    table = cells(ours, printed)
-    table = table[(table["group"] == group) & table["mean"].notna()]
-    left, right = table["mean"].to_numpy(), table["paper"].to_numpy()
-    found = kendalltau(left, right, alternative="greater")
-    products = np.subtract.outer(left, left) * np.subtract.outer(right, right)
-    above = products[np.triu_indices(len(table), 1)]
-    return Order(
-        float(found.statistic), float(found.pvalue), int((above > 0).sum()), len(above)
-    )
 
 
 def five() -> Family:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from saddlebook import data
 from saddlebook.data import sources
-from saddlebook.disk.files import load_json
 from saddlebook.errors import UsageError, one_of, printable
 from saddlebook.experiment import OWN
 from saddlebook.findings import inference
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MARGINS = {"overall": 1.5, "tail": 3.0}
 PAPER_RUNS = 3  # behind each printed mean: assumed, no source says
 CELL = ["method", "group"]
+BASES = ("CE", "CE+DRW", "LDAM+DRW", "VS")
 _LONGEST = 40  # of a class's name, characters
 _NAMES = {"cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT", "digits": "digits-LT"}
 _CURVES = ("epoch", "accuracy", "head", "mid", "tail", "train_loss", "lr")
@@ -332,6 +333,74 @@ def common_scale(ours: pd.DataFrame, printed: pd.DataFrame) -> str:
     return scale
 
 
+def printed_effects(
+    printed: pd.DataFrame, *, n: int = PAPER_RUNS, unknown_spread: float = 0.2
+) -> pd.DataFrame:
+    """What the paper's own table supports: SAM minus base, Welch, Holm over 16.
+
+    Args:
+        printed: ``paper("table1")``.
+        n: Runs behind a printed mean, assumed.
+        unknown_spread: Taken for the one misprinted spread (0.2 or 1.2).
+
+    Returns:
+        One row per dataset and comparison: ``dataset base other group difference p
+        p_holm``.
+    """
+    table = printed.fillna({"spread": unknown_spread})
+    columns = [table[name] for name in ("dataset", *CELL, "mean", "spread")]
+    known = {
+        (dataset, method, group): Sample(mean, spread, n)
+        for dataset, method, group, mean, spread in zip(*columns, strict=True)
+    }
+    pairs = [
+        (dataset, base, f"{base}+SAM", group)
+        for dataset in table["dataset"].unique()
+        for base in BASES
+        for group in MARGINS
+    ]
+    tests = [
+        inference.welch(known[dataset, other, group], known[dataset, base, group])
+        for dataset, base, other, group in pairs
+    ]
+    p_values = [test.p_zero() for test in tests]
+    return pd.DataFrame(pairs, columns=["dataset", "base", "other", "group"]).assign(
+        difference=[test.mean for test in tests],
+        p=p_values,
+        p_holm=inference.holm(p_values),
+    )
+
+
+class Order(NamedTuple):
+    """Agreement of two orders: Kendall's τ, its one-sided p, pairs of methods."""
+
+    tau: float
+    p: float
+    agreeing: int
+    pairs: int
+
+
+def order(ours: pd.DataFrame, printed: pd.DataFrame, group: str = "tail") -> Order:
+    """Do the methods stand in the paper's order? One test against random orders.
+
+    Args:
+        ours: From ``by_method``; means of the last epoch are compared.
+        printed: From ``paper``.
+        group: ``overall`` or ``tail``.
+    """
+    from scipy.stats import kendalltau
+
+    table = cells(ours, printed)
+    table = table[(table["group"] == group) & table["mean"].notna()]
+    left, right = table["mean"].to_numpy(), table["paper"].to_numpy()
+    found = kendalltau(left, right, alternative="greater")
+    products = np.subtract.outer(left, left) * np.subtract.outer(right, right)
+    above = products[np.triu_indices(len(table), 1)]
+    return Order(
+        float(found.statistic), float(found.pvalue), int((above > 0).sum()), len(above)
+    )
+
+
 def _cell(row: Any, scale: str) -> Verdict:
     if scale != "full":
         return Verdict("", "another setting than the paper's")
@@ -409,60 +478,3 @@ def through_training(records: Iterable[Record]) -> pd.DataFrame:
         table.insert(0, "method", exp.method)
         parts.append(table)
     return pd.concat(parts, ignore_index=True)
-
-
-def faults(results: str | Path = RESULTS) -> dict[str, Any]:
-    """The counts that ``make faults`` left: settings, and rows of what was tried.
-
-    Raises:
-        UsageError: They are not there.
-    """
-    path = Path(results) / "faults.json"
-    if not path.exists():
-        raise UsageError(f"no {path}; run: make faults")
-    return dict(load_json(path))
-
-
-_KINDS = {  # of rows: which of the README's promises they try, and how
-    "again": ("1", "the same command once more, in another folder"),
-    "kill": (
-        "2, 3",
-        "killed at a random moment (SIGKILL), then the same command again",
-    ),
-    "fault": ("2, 3", "full disks, failing writes, clocks that jump, hung workers"),
-    "rival": ("4", "two at once on one run, one book, one chapter"),
-    "damage": ("4, 5", "a byte changed, or the end cut off, in a file of any kind"),
-    "input": ("6", "wrong or hostile words, parameters, images, archives, checkpoints"),
-    "long run": ("", "epochs, then chapters, in one process: memory flat"),
-}
-
-
-def faults_table(told: Mapping[str, Any]) -> pd.DataFrame:
-    """Tried, survived and lost, by what was tried; rows not run yet stand at nought."""
-    rows = pd.DataFrame([*told["rows"], *({"what": what} for what in told["left"])])
-    return _summed(rows, rows["what"].rename("tried by"))
-
-
-def faults_by_promise(told: Mapping[str, Any]) -> pd.DataFrame:
-    """The same by promise, as the README numbers them, and what put it to the test."""
-    kinds = pd.DataFrame(_KINDS, index=["promise", "what was done"]).T
-    rows = pd.DataFrame(told["rows"]).join(kinds, on="kind")
-    rows["place"] = rows["kind"].map([*_KINDS].index)
-    return _summed(rows.sort_values("place"), [*kinds])
-
-
-def _summed(rows: pd.DataFrame, by: Any) -> pd.DataFrame:
-    counts = rows.groupby(by, sort=False)[["tried", "survived", "lost"]].sum()
-    return counts.astype(int)
-
-
-def faults_setting(told: Mapping[str, Any]) -> str:
-    """When, of which code, with which seed, how long; how many rows are not run yet."""
-    rows = len(told["rows"]) + len(told["left"])
-    left = f"; {len(told['left'])} of {rows} rows are not run yet" * bool(told["left"])
-    commits = ", ".join(commit[:9] for commit in told["commits"])
-    return (
-        f"Counted by make faults, seed {told['seed']}, up to {told['date']} (commit "
-        f"{commits}), {told['seconds'] / 60:.0f} minutes from first to last row, "
-        f"{told['cores']} at a time{left}"
-    )

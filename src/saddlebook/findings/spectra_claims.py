@@ -20,7 +20,8 @@ from saddlebook import studies
 from saddlebook.experiment import Experiment
 from saddlebook.findings.claims import Claim, Contrast, Family, P, Runs, Sides, signed
 from saddlebook.findings.inference import t_interval
-from saddlebook.findings.tables import ENDS, FALL, FIRST, LAST, NONE, SWITCH, pick
+from saddlebook.findings.tables import ENDS, FIRST, LAST, NONE, SWITCH, pick
+from saddlebook.findings.tables import kinds as kinds
 
 _SGD, _SAM = "CE+DRW", "CE+DRW+SAM"
 HEAD, TAIL = (0,), (-3, -2, -1)
@@ -305,30 +306,6 @@ def _bounds(part: pd.DataFrame, value: str) -> Any:
     if f"{value}_bound" not in part:
         return [0.0] * len(part)
     return part[f"{value}_bound"].where(~part["reported"], 0.0)
-
-
-def kinds(table: pd.DataFrame) -> pd.Series[Any]:
-    """What each point is along its lowest direction, by computed rules.
-
-    ``bowl``: λmin not below its bound; ``slope``: the gradient promises more than the
-    curvature; ``saddle``: negative curvature, the gradient promises less, and the loss
-    falls; ``flat``: as a saddle, but the loss does not fall where curvature says so.
-    """
-    below = table["lambda_min"] < -table["lambda_min_bound"]
-    steep, falls = table["slope"] >= FALL, table["fall"] > 0
-    names = np.select(
-        [table["lambda_min"].isna(), ~below, steep, falls],
-        ["not converged", "bowl", "slope", "saddle"],
-        "flat",
-    )
-    return pd.Series(names, index=table.index)
-
-
-def count(names: pd.Series[Any]) -> str:
-    """How often each name occurs, in words."""
-    if names.empty:
-        return NONE
-    return ", ".join(f"{n} {name}" for name, n in names.value_counts().items())
 
 
 def at_equal_loss(

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from saddlebook import studies
@@ -422,3 +423,27 @@ def spread(table: pd.DataFrame, name: str) -> str:
         return NONE
     low, middle, high = values.min(), values.median(), values.max()
     return f"{low:.2g} to {high:.2g} (median {middle:.2g})"
+
+
+def kinds(table: pd.DataFrame) -> pd.Series[Any]:
+    """What each point is along its lowest direction, by computed rules.
+
+    ``bowl``: λmin not below its bound; ``slope``: the gradient promises more than the
+    curvature; ``saddle``: negative curvature, the gradient promises less, and the loss
+    falls; ``flat``: as a saddle, but the loss does not fall where curvature says so.
+    """
+    below = table["lambda_min"] < -table["lambda_min_bound"]
+    steep, falls = table["slope"] >= FALL, table["fall"] > 0
+    names = np.select(
+        [table["lambda_min"].isna(), ~below, steep, falls],
+        ["not converged", "bowl", "slope", "saddle"],
+        "flat",
+    )
+    return pd.Series(names, index=table.index)
+
+
+def count(names: pd.Series[Any]) -> str:
+    """How often each name occurs, in words."""
+    if names.empty:
+        return NONE
+    return ", ".join(f"{n} {name}" for name, n in names.value_counts().items())
