@@ -6,6 +6,7 @@ import fnmatch
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -192,9 +193,15 @@ class Store:
         return [self.path / name for name in sorted(fnmatch.filter(names, pattern))]
 
 
+@lru_cache(maxsize=512)
+def _parsed(content: bytes) -> Record:
+    """The same record for the same bytes: a page asks for one again and again."""
+    return Record.from_dict(parse_json(content))
+
+
 def _read(path: Path, wanted: Experiment | None = None) -> Record:
     try:
-        record = Record.from_dict(parse_json(read_whole(path, MAX_BYTES)))
+        record = _parsed(read_whole(path, MAX_BYTES))
         if record.key not in path.name:
             raise ValueError(f"the record of another experiment, {record.key}")
     except Exception as error:  # others may have written it
