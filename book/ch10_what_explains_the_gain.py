@@ -339,6 +339,8 @@ page.value("counts_outliers", claims.counts(turned_found))
 #   by any means would help: very large radii raise the loss and ruin the tail.
 # - **Few settings.** Four weight decays make the line, and beyond them it bends.
 # - **One group.** The tail's training loss is a mean over three classes and their images.
+# - **Another loss.** Group DRO weighs classes by their losses and from the first epoch, DRW by
+#   their numbers and late. So its distance to the line is that of the whole recipe.
 # - **Small scale only.** The paper's own setting has too few runs for a line.
 #
 # ## Summary and exercises
