@@ -266,7 +266,7 @@ page.value("printed_gain", judged["paper"].iloc[3], "+.1f")
 # written before any of these runs.
 
 # %% tags=["remove-input"]
-hundred, hundred_judged = gather.second_set(
+hundred, told = gather.second_set(
     page, "table1_cifar100", "control_cifar100"
 )
 page.table(
@@ -277,16 +277,15 @@ page.table(
     "t-interval, beside the paper's",
 )
 figures.show(
-    figures.plot_effects(hundred_judged),
+    figures.plot_effects(told),
     "CIFAR-100-LT. SAM minus its base, then the control: runs of a seed as points, mean "
     "and 95 % t-interval. Diamonds: differences of the paper's printed means. "
     f"{sweeps.setting_or_none(hundred)}",
 )
 page.judged(
-    hundred_judged,
-    "SAM minus its base on CIFAR-100-LT, and the control, in points",
+    told, "SAM minus its base on CIFAR-100-LT, and the control, in points"
 )
-page.value("hundred", claims.counts(hundred_judged))
+page.value("hundred", claims.counts(told))
 
 # %% [markdown]
 # Of these twelve: {glue:text}`hundred`.

@@ -163,28 +163,27 @@ figures.show(
 
 # %% tags=["remove-input"]
 tuned = gather.second_set(page, "tuning_cifar100")[0]
-hundred, hundred_judged = gather.second_set(
-    page, "table1_cifar100", "control_cifar100"
-)
+told = gather.second_set(page, "table1_cifar100", "control_cifar100")[1]
+plain = "optimizer == 'sgd' and method.str.startswith('CE')"
+alone = sweeps.runs(tuned).query(plain)
+names = ("weight decay", "overall test accuracy (%)")
 figures.show(
     sweeps.plot_scatter(
-        sweeps.runs(tuned).query(
-            "optimizer == 'sgd' and method.str.startswith('CE')"
-        ),
+        alone,
         "weight_decay",
         "overall",
         "optimizer",
-        names=("weight decay", "overall test accuracy (%)"),
+        names=names,
         log=True,
     ),
     "CIFAR-100-LT, CE+DRW with SGD, one tuning seed that no table reports. "
     f"{sweeps.setting_or_none(tuned)}",
 )
 page.judged(
-    hundred_judged.iloc[8:],
+    told.iloc[8:],
     "The control on CIFAR-100-LT, in points; corrected with the eight gains of SAM there",
 )
-page.value("hundred", claims.counts(hundred_judged.iloc[8:]))
+page.value("hundred", claims.counts(told.iloc[8:]))
 
 # %% [markdown]
 # ## When is SAM needed, and which statistics
