@@ -166,16 +166,10 @@ tuned = gather.second_set(page, "tuning_cifar100")[0]
 told = gather.second_set(page, "table1_cifar100", "control_cifar100")[1]
 plain = "optimizer == 'sgd' and method.str.startswith('CE')"
 alone = sweeps.runs(tuned).query(plain)
+columns = ("weight_decay", "overall", "optimizer")
 names = ("weight decay", "overall test accuracy (%)")
 figures.show(
-    sweeps.plot_scatter(
-        alone,
-        "weight_decay",
-        "overall",
-        "optimizer",
-        names=names,
-        log=True,
-    ),
+    sweeps.plot_scatter(alone, *columns, names=names, log=True),
     "CIFAR-100-LT, CE+DRW with SGD, one tuning seed that no table reports. "
     f"{sweeps.setting_or_none(tuned)}",
 )
