@@ -374,7 +374,7 @@ def edge(seeds: Sequence[int] = FRESH_SEEDS) -> list[Experiment]:
     A rival to saddles: far from any saddle SAM may act by making sharp minima unstable.
     On a quadratic of curvature λ its step has the slope λ(1 + ρλ/‖g‖), so heavy ball
     leaves where ηλ(1 + ρλ/‖g‖) > 2(1 + β); the λ of equality is called the edge (Long
-    and Bartlett 2024 for β = 0; ``theory.escapes.stable_curvature``). Does training
+    and Bartlett 2024 for β = 0; ``theory.saddles.stable_curvature``). Does training
     settle there, as full-batch descent does (Cohen et al. 2021)?
 
     Measured, at twelve epochs (every fifth one would cost twice the training): λmax of
