@@ -40,7 +40,7 @@ def words(picture: str) -> list[str]:
 
 def test_readme_and_first_page_say_one_thing_in_one_picture(cards):
     text = (ROOT / "README.md").read_text()
-    assert readme.inserted(text, readme.first_screen(cards)) == text, RUN
+    assert sheets.inserted(text, sheets.first_screen(cards)) == text, RUN
     picture = (ROOT / "book/_static/page-one.svg").read_text()
     drawn = style.standalone(style.figure_of(plot_cards(cards))).decode()
     assert words(drawn) == words(picture), RUN
@@ -134,14 +134,14 @@ def test_pages_quote_verdicts_and_judge_nothing_themselves(path):
 
 def test_only_what_stands_between_the_marks_is_replaced():
     text = "a\n<!-- found -->\nold\n<!-- /found -->\nb\n"
-    new = readme.inserted(text, "new")
+    new = sheets.inserted(text, "new")
     assert new == "a\n<!-- found -->\nnew\n<!-- /found -->\nb\n"
-    assert readme.inserted(new, "new") == new
+    assert sheets.inserted(new, "new") == new
 
 
 def test_the_readme_s_promises_quote_the_counts_of_the_sweep():
     text, told = (ROOT / "README.md").read_text(), sheets.faults()
-    assert readme.inserted(text, sheets.reliability(told), "faults") == text, RUN
+    assert sheets.inserted(text, sheets.reliability(told), "faults") == text, RUN
     assert {"tried", "survived", "lost", "seconds", "date"} <= set(told["rows"][0])
     for row in told["rows"]:
         assert row["tried"] - row["survived"] == row["lost"]
@@ -157,7 +157,7 @@ def test_the_readme_s_architectures_are_those_that_were_measured():
     text = (ROOT / "README.md").read_text()
     told = load_json(ROOT / "results/architectures.json")
     shown = sheets.architectures(told)
-    assert readme.inserted(text, shown, "architectures") == text, RUN
+    assert sheets.inserted(text, shown, "architectures") == text, RUN
     assert len(told) >= 30
     assert all(row["right"] for row in told)
     for row in told:
@@ -170,4 +170,4 @@ def test_the_readme_s_architectures_are_those_that_were_measured():
 
 def test_a_readme_without_marks_is_refused():
     with pytest.raises(UsageError, match="to write between"):
-        readme.inserted("nothing here", "")
+        sheets.inserted("nothing here", "")

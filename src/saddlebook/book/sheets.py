@@ -23,7 +23,7 @@ from saddlebook.errors import UsageError
 from saddlebook.experiment import Experiment
 from saddlebook.figures import style
 from saddlebook.figures.accuracy import plot_cards
-from saddlebook.findings import readme
+from saddlebook.findings import readme, tables
 from saddlebook.findings.claims import typeset
 from saddlebook.findings.inference import WORDS
 from saddlebook.findings.readme import Card
@@ -189,11 +189,11 @@ def _file(name: str, told: str) -> str:
 def write_front(root: Path) -> None:
     """Write what the README and ``results/findings.md`` say of records and counts."""
     found, front = readme.cards(results=root / "results"), root / "README.md"
-    text = readme.inserted(front.read_text(), readme.first_screen(found))
+    text = inserted(front.read_text(), first_screen(found))
     counted = reliability(faults(root / "results"))
-    text = readme.inserted(text, counted, "faults")
+    text = inserted(text, counted, "faults")
     told = load_json(root / "results/architectures.json")
-    text = readme.inserted(text, architectures(told), "architectures")
+    text = inserted(text, architectures(told), "architectures")
     figure = style.figure_of(plot_cards(found))
     write_whole(front, text.encode())
     write_whole(root / "book/_static/page-one.svg", style.standalone(figure))
@@ -210,6 +210,33 @@ def without_docstring(text: str) -> str:
         return text
     doc, lines = node.body[0], text.splitlines()
     return "\n".join(lines[: doc.lineno - 1] + lines[doc.end_lineno :])
+
+
+def first_screen(found: Sequence[Card], chapters: str = "book/") -> str:
+    """The cards as Markdown, below one picture of them all."""
+    told = "; ".join(f"{card.claim}: {card.word}" for card in found)
+    parts = [f"![{told}](book/_static/page-one.svg)"]
+    for i, card in enumerate(found, 1):
+        parts += [
+            f"### {i}. {card.question}", f"**{card.verdict}.** {card.answer}",
+            tables.as_table([(card.unit, *card.numbers()[0][1:]), *card.numbers()[1:]]),
+            f"{card.sure} [{card.more}]({chapters}{card.page}.py)",
+        ]  # fmt: skip
+    return "\n\n".join(part.replace("|λmin/λmax|", "abs(λmin/λmax)") for part in parts)
+
+
+def inserted(text: str, shown: str, mark: str = "found") -> str:
+    """``text`` with ``shown`` between its marks.
+
+    Raises:
+        UsageError: The marks are not there.
+    """
+    first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, start, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not start or not end:
+        raise UsageError(f"no {first} … {last} to write between")
+    return f"{before}{start}\n{shown}\n{end}{after}"
 
 
 def faults(results: str | Path = RESULTS) -> dict[str, Any]:
@@ -273,7 +300,7 @@ def reliability(told: Mapping[str, Any]) -> str:
     """What ``make faults`` counted, by promise, as Markdown."""
     table = faults_by_promise(told).reset_index()
     rows = [[*map(str, row)] for row in table.itertuples(index=False)]
-    shown = readme.as_table([[*table.columns], *rows])
+    shown = tables.as_table([[*table.columns], *rows])
     return f"{faults_setting(told)}:\n\n{shown}"
 
 
@@ -285,7 +312,7 @@ def architectures(told: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"<details><summary>{right} of {len(told)} networks of torchvision: right "
         "within the bounds, or refused with the reason</summary>\n\n"
-        f"{readme.as_table(rows)}\n\n</details>"
+        f"{tables.as_table(rows)}\n\n</details>"
     )
 
 

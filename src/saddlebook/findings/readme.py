@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from saddlebook import studies
-from saddlebook.errors import UsageError
 from saddlebook.findings import (
     claims,
     edges,
@@ -418,40 +417,7 @@ def _ahead(row: Any) -> str:
     return "plain SGD is ahead" if row["high"] < 0 else "neither is ahead"
 
 
-def first_screen(found: Sequence[Card], chapters: str = "book/") -> str:
-    """The cards as Markdown, below one picture of them all."""
-    told = "; ".join(f"{card.claim}: {card.word}" for card in found)
-    parts = [f"![{told}](book/_static/page-one.svg)"]
-    for i, card in enumerate(found, 1):
-        parts += [
-            f"### {i}. {card.question}", f"**{card.verdict}.** {card.answer}",
-            as_table([(card.unit, *card.numbers()[0][1:]), *card.numbers()[1:]]),
-            f"{card.sure} [{card.more}]({chapters}{card.page}.py)",
-        ]  # fmt: skip
-    return "\n\n".join(part.replace("|λmin/λmax|", "abs(λmin/λmax)") for part in parts)
-
-
 def every_finding(found: Sequence[Finding]) -> str:
     """The long table as a Markdown page."""
     head = Finding("claim", "paper", "here", "verdict")
-    return f"{_FINDINGS}\n{as_table([head, *found])}\n"
-
-
-def as_table(rows: Sequence[Sequence[str]]) -> str:
-    """As a Markdown table; the first row is its head."""
-    head, *rest = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
-
-
-def inserted(text: str, shown: str, mark: str = "found") -> str:
-    """``text`` with ``shown`` between its marks.
-
-    Raises:
-        UsageError: The marks are not there.
-    """
-    first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    before, start, rest = text.partition(first)
-    _, end, after = rest.partition(last)
-    if not start or not end:
-        raise UsageError(f"no {first} … {last} to write between")
-    return f"{before}{start}\n{shown}\n{end}{after}"
+    return f"{_FINDINGS}\n{tables.as_table([head, *found])}\n"

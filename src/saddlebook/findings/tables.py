@@ -447,3 +447,9 @@ def count(names: pd.Series[Any]) -> str:
     if names.empty:
         return NONE
     return ", ".join(f"{n} {name}" for name, n in names.value_counts().items())
+
+
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """As a Markdown table; the first row is its head."""
+    head, *rest = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
