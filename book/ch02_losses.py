@@ -27,7 +27,7 @@ from saddlebook.findings import claims, hypotheses, report
 # %% tags=["remove-input"]
 page = Page("ch02_losses", vars())
 runs = page.records(
-    [exp for exp in studies.table1() if exp.method in hypotheses.BASES]
+    [exp for exp in studies.table1() if exp.method in report.BASES]
 )
 printed = report.paper("table1", "cifar10")
 cells = report.cells(report.by_method(runs), printed)

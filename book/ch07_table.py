@@ -219,7 +219,7 @@ figures.show(
     "Test accuracy of each class, runs as points with their mean.",
 )
 curves, row = report.through_training(runs), figures.panels(4)
-for ax, base in zip(row, hypotheses.BASES, strict=True):
+for ax, base in zip(row, report.BASES, strict=True):
     methods = [base, f"{base}+SAM"]
     figures.plot_through_training(
         curves, methods, names=("SGD", "SAM"), ax=ax

@@ -24,8 +24,7 @@ import numpy as np
 from saddlebook import studies
 from saddlebook.experiment import Experiment
 from saddlebook.findings.claims import Claim, Contrast, Family, Runs, Sides
-from saddlebook.findings.report import BASES as BASES
-from saddlebook.findings.report import CELL, MARGINS, paper
+from saddlebook.findings.report import BASES, CELL, MARGINS, paper
 from saddlebook.record import Record
 from saddlebook.scales import at_scale
 

@@ -48,7 +48,7 @@ _WAYS = {
     "as_published": "new crops", "clean": "images fixed",
     "augmented": "all crops averaged",
 }  # fmt: skip
-_SAM = [f"{base}+SAM − {base}" for base in hypotheses.BASES]
+_SAM = [f"{base}+SAM − {base}" for base in report.BASES]
 _FINDINGS = """# All findings
 
 Made from the records in this folder by `make front`. A claim is
@@ -289,9 +289,7 @@ def saddles(scale: str = "lite", results: str | Path = RESULTS) -> Card:
     averaged, fresh = _claims_and_runs(spectra_claims.views_family(), scale, results)
     rows = _tail_rows(runs, fresh)
     crops, _, fixed, _, mean, _ = rows
-    kinds = spectra_claims.kinds(
-        tables.pick(runs.spectra, stage=tables.LAST, mode="clean")
-    )
+    kinds = tables.kinds(tables.pick(runs.spectra, stage=tables.LAST, mode="clean"))
     answer = (
         f"{_OPENING[_joint(found, _SADDLES)]}, if the images are held fixed: of "
         f"{len(kinds)} class losses measured after training "
