@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -73,7 +74,8 @@ def one_of(what: str, name: object, known: Iterable[str]) -> str:
     if name in names:
         return str(name)
     hint = nearest(str(name), names)
-    raise UsageError(f"unknown {what} {name!r}: {hint}known: {', '.join(names)}")
+    told = textwrap.shorten(", ".join(names), 300, placeholder=" …")
+    raise UsageError(f"unknown {what} {name!r}: {hint}known: {told}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

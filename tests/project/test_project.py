@@ -176,7 +176,7 @@ USED_AS = {
     "ipython": "IPython", "curvlinops-for-pytorch": "curvlinops",
     "hessian-eigenthings": "hessian_eigenthings", "nbmake": "--nbmake",
     "pandas-stubs": "import pandas", "setuptools": "--no-build-isolation",
-    "pip": "-m pip install",
+    "pip": "-m pip install", "jsonschema": "nbformat",  # which imports it
 }  # fmt: skip
 
 
