@@ -487,3 +487,13 @@ def test_a_class_table_names_groups_in_order():
         "count": [30, 20, 10],
         "group": ["head", "mid", "tail"],
     }
+
+
+def test_loss_and_accuracy_by_group_are_means_over_classes_and_runs():
+    runs = study({"CE": [30.0, 32.0, 34.0, 36.0, 38.0], "CE+SAM": [40.0] * 5})
+    for run in runs:
+        run.per_class["train_loss"][:] = [0.1] * 7 + [0.3, 0.6, 0.9]
+    (row,) = report.fit_by_group(runs, ["CE"]).to_dict("records")
+    assert row["test accuracy, tail"] == 34.0
+    assert (row["training loss, head"], row["training loss, tail"]) == (0.1, 0.6)
+    assert report.fit_by_group(runs, ["VS"]).iloc[0, 0] == "not run yet"

@@ -463,6 +463,24 @@ def per_class(records: Iterable[Record]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def fit_by_group(records: Iterable[Record], methods: Sequence[str]) -> pd.DataFrame:
+    """Training loss and test accuracy of head, mid and tail, one row per method.
+
+    Means over classes and runs, nats and percent.
+    """
+    runs = [record for record in records if record.experiment.method in methods]
+    if not runs:
+        return pd.DataFrame({"runs": ["not run yet"]}, index=["–"])
+    columns = {"train_loss": "training loss", "accuracy": "test accuracy"}
+    means = per_class(runs).groupby(["method", "group"], sort=False)[[*columns]].mean()
+    rows: dict[str, dict[str, float]] = {}
+    for column, name in columns.items():
+        for row in means.reset_index().to_dict("records"):
+            cell = {f"{name}, {row['group']}": round(row[column], 2)}
+            rows.setdefault(row["method"], {}).update(cell)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
 def through_training(records: Iterable[Record]) -> pd.DataFrame:
     """Curves of every run: one row a kept epoch.
 
