@@ -104,7 +104,8 @@ def run_all(
     """Train what has no record yet, runs of equal shape side by side.
 
     A run that another process holds is left to it; a run whose numbers blow up is
-    reported and the others go on. Both are raised at the end. A run's result does not
+    reported and the others go on. Both are raised at the end, if the other process has
+    not ended the run by then. A run's result does not
     depend on the runs beside it: where memory is short, groups are halved.
 
     Args:
@@ -129,8 +130,8 @@ def run_all(
     experiments = [job.counted(experiment) for experiment in experiments]
     for together in alike(list(dict.fromkeys(experiments)), size):
         job.run(together)
-    if job.troubles:
-        raise job.troubles[0]
+    if troubles := job.left():
+        raise troubles[0]
     return [job.done[experiment] for experiment in experiments]
 
 
@@ -196,7 +197,13 @@ class _Job:
     watcher: Follower | None
     note: Callable[[str], None]
     done: dict[Experiment, Record] = field(default_factory=dict)
+    held: dict[Experiment, SaddlebookError] = field(default_factory=dict)
     troubles: list[SaddlebookError] = field(default_factory=list)
+
+    def left(self) -> list[SaddlebookError]:
+        """Why runs have no record: one that another process held may have one now."""
+        held = (why for run, why in self.held.items() if not self._found(run))
+        return [*self.troubles, *held]
 
     def run(self, group: Sequence[Experiment]) -> None:
         """Train, measure and store what of a group is missing and free."""
@@ -228,7 +235,8 @@ class _Job:
         try:
             locks.enter_context(locked(self.work / f"{name}.lock", name))
         except LockedError as trouble:
-            self._report(trouble)
+            self.held[experiment] = trouble
+            self.note(str(trouble))
             return False
         return True
 

@@ -152,6 +152,18 @@ def test_a_run_held_by_another_process_is_left_out_of_its_group(alone):
     assert results(run_all(GROUP, group=5, results="results")) == alone
 
 
+def test_a_run_that_another_process_ends_meanwhile_is_no_trouble(alone):
+    held = GROUP[0]
+    (theirs,) = run_all([held], results="theirs")
+
+    def ends(told):
+        Store("results/quick").add(theirs)
+
+    with locked(f"{runner.WORK}/{held.slug}.lock", held.slug):
+        done = run_all(GROUP, group=2, results="results", note=ends)
+    assert results(done) == alone
+
+
 def test_other_images_than_before_stop_the_group_and_lose_nothing():
     with pytest.raises(Stopped):
         run_all(GROUP, group=5, watcher=Stopper(at=30))
