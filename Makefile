@@ -25,7 +25,9 @@ $(READY): requirements.lock pyproject.toml
 	  apt-get update -qq && apt-get install -y -qq python3-venv && \
 	  $(PYTHON) -m venv --clear .venv; } || { \
 	  echo "no venv module: install python3-venv and run this again" >&2; exit 6; }
-	$(PIP) --require-hashes -r requirements.lock
+# the lock is whole: looking for more, pip would take the newest of a name with extras
+	$(PIP) --no-deps --require-hashes -r requirements.lock
+	$(BIN)/pip check
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
