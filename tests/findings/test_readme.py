@@ -1,6 +1,7 @@
 """The README, the first page and the table of findings say what the records say."""
 
 import html
+import itertools
 import re
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def test_readme_and_first_page_say_one_thing_in_one_picture(cards):
         for row in card.numbers()[1:]:
             assert f"| {' | '.join(row)} |" in text
             assert all(f">{cell}<" in shown for cell in row)
+
+
+def test_names_in_a_picture_of_the_first_page_do_not_overlap(cards):
+    for card in cards:
+        figure = style.figure_of(plot_cards([card]))
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in figure.axes[0].get_yticklabels()]
+        for above, below in itertools.pairwise(boxes):
+            assert above.y0 >= below.y1
 
 
 def test_the_first_page_opens_with_the_three_answers(cards):

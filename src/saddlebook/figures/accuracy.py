@@ -240,7 +240,10 @@ def plot_cards(cards: Sequence[Card]) -> Axes:
     """
     row = panels(len(cards), height=2.4, share=False)
     figure: Any = row[0].figure
-    figure.set_size_inches((3.8, 2.4) if len(cards) == 1 else (9.6, 2.9))
+    # a name may take two lines
+    height = 0.8 + 0.4 * max(4, *(len(card.rows) for card in cards))
+    alone = len(cards) == 1
+    figure.set_size_inches((3.8, height) if alone else (9.6, height + 0.5))
     for ax, card in zip(row, cards, strict=True):
         _card(ax, card)
         if len(cards) > 1:
