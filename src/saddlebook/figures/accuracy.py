@@ -212,8 +212,9 @@ def plot_effects(judged: pd.DataFrame, ax: Axes | None = None) -> Axes:
         judged: From ``claims.judge``, of one contrast per claim.
         ax: To draw on.
     """
-    ax = ax or panels(height=0.9 + 0.32 * len(judged))[0]
     names = claims.names(judged)
+    lines = sum(3 if len(name) > 30 else 2 for name in names)  # on a phone, at most
+    ax = ax or panels(height=0.9 + 0.16 * lines)[0]
     _rows(ax, judged, judged["difference"], names)
     ax.axvline(0, color=INK, linewidth=1)
     if judged["paper"].notna().any():
