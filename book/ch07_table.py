@@ -263,7 +263,7 @@ page.value("printed_gain", judged["paper"].iloc[3], "+.1f")
 # archive, so the draw has the published counts and other images. Radii and the control's
 # weight decay were chosen on one tuning seed by a rule set before it was run; for CE+DRW and
 # LDAM+DRW the best radius was the smallest tried. The claims are the main table's, and were
-# written before any of these runs.
+# written before any of these runs had ended.
 
 # %% tags=["remove-input"]
 hundred, told = gather.second_set(

@@ -240,7 +240,7 @@ def main_table() -> Family:
 
 
 def second_table() -> Family:
-    """The main table's claims on CIFAR-100-LT, written before any of its runs.
+    """The main table's claims on CIFAR-100-LT, written before any of its runs ended.
 
     Eight gains of SAM, (ii) not among them: what the paper prints for plain CE there is
     a loss of .2 points on the tail. And the control, four. Twelve.
