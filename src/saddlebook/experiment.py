@@ -76,6 +76,7 @@ _METHODS: dict[str, list[str]] = {
     "sgd": [], "sam": ["SAM"], "pgd": ["PGD"], "lpf": ["LPF-SGD"], "adam": ["Adam"],
     "sign": ["SignSGD"],
 }  # fmt: skip
+_WEIGHTED = {"none": [], "drw": ["DRW"], "effective": ["CB"], "dro": ["DRO"]}
 _NEEDED = {"sam": "rho", "pgd": "noise", "lpf": "noise"}  # 0 would be SGD
 
 
@@ -318,9 +319,7 @@ class Experiment:
     def method(self) -> str:
         """The paper's name of the method, with what differs from it behind."""
         parts = [self.loss.upper() if self.loss != "focal" else "Focal"]
-        parts += {"none": [], "drw": ["DRW"], "effective": ["CB"], "dro": ["DRO"]}[
-            self.reweight
-        ]
+        parts += _WEIGHTED[self.reweight]
         parts += _METHODS[self.optimizer]
         decay = self.weight_decay  # no plus sign: in a slug it would read as minus
         suffix = f" wd={decay:g}".replace("e+", "e")

@@ -77,6 +77,7 @@ class Hyper(NamedTuple):
     rho: Tensor  # []
     weight: Tensor  # [C]
     ascend: bool = True  # False: SAM takes a plain SGD step, one pass
+    share: Tensor | None = None  # [C], 1 for the classes a pass sees; None: all
 
 
 class State(NamedTuple):
@@ -140,9 +141,10 @@ class Replica:
             size + len(classes) if dro_step else kept
         )
         self._kept = torch.empty_like(self.weights)
-        self._rare = torch.zeros_like(classes)  # [C], 1 for those that SAM climbs
-        self._rare[list(rare)] = 1
-        self._split = len(rare) > 0
+        self._rare: Tensor | None = None  # [C], 1 for classes that SAM climbs
+        if len(rare):
+            self._rare = torch.zeros_like(classes)
+            self._rare[list(rare)] = 1
 
     @property
     def state(self) -> State:
@@ -174,31 +176,19 @@ class Replica:
         self._update(hyper)
         return loss
 
-    def _pass(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        hyper: Hyper,
-        share: Tensor | None = None,
-    ) -> Tensor:
+    def _pass(self, images: Tensor, targets: Tensor, hyper: Hyper) -> Tensor:
         """Forward and backward; the gradient is left in ``self.grad``."""
         self.grad.zero_()
-        return self._accumulate(images, targets, hyper, share)
+        return self._accumulate(images, targets, hyper)
 
-    def _accumulate(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        hyper: Hyper,
-        share: Tensor | None = None,
-    ) -> Tensor:
+    def _accumulate(self, images: Tensor, targets: Tensor, hyper: Hyper) -> Tensor:
         with self._cast():
             logits = self.model(images)
         logits = logits.to(self.weights.dtype)
         if self.dro_step:
             loss = self._robust(logits, targets)
-        elif share is not None:
-            loss = self._loss.part(logits, targets, hyper.weight, share)
+        elif hyper.share is not None:
+            loss = self._loss.part(logits, targets, hyper.weight, hyper.share)
         else:
             loss = self._loss(logits, targets, hyper.weight)
         loss.backward()
@@ -218,19 +208,19 @@ class Replica:
         return weights.softmax(0) @ losses
 
     def _sam(self, images: Tensor, targets: Tensor, hyper: Hyper) -> Tensor:
-        batch = images, targets, hyper
-        rare = self._rare if self._split else None
-        loss = self._pass(*batch, rare)
+        rare = hyper._replace(share=self._rare)
+        loss = self._pass(images, targets, rare)
         self._kept.copy_(self.weights)
         # ε = ρ·g/(‖g‖ + 1e-12), one norm over all parameters
         self.weights.add_(self.grad * (hyper.rho / (self.grad.norm() + 1e-12)))
         # PAPER: the second pass, too, updates the batch-norm statistics
         quiet = self.sam_bn == "first"
         with frozen_statistics(self.model) if quiet else contextlib.nullcontext():
-            self._pass(*batch, rare)
+            self._pass(images, targets, rare)
             self.weights.copy_(self._kept)
-            if self._split:  # the other classes' gradient, where the weights are
-                loss = loss + self._accumulate(*batch, 1 - self._rare)
+            if self._rare is not None:  # the others' gradient, where the weights are
+                others = hyper._replace(share=1 - self._rare)
+                loss = loss + self._accumulate(images, targets, others)
         return loss
 
     def _update(self, hyper: Hyper) -> None:
