@@ -172,7 +172,7 @@ page.fold("The test", claims.details(judged))
 # all methods on it.
 
 # %% tags=["remove-input"]
-hundred = gather.second_set(page, "table1_cifar100")[0]
+hundred = gather.second_set(page, "table1_cifar100")
 page.value("hundred", report.head_to_tail(hundred, "CE"))
 rows = report.paper("table1", "cifar100").query("method == 'CE'")
 of = rows.set_index("group")["mean"]

@@ -266,9 +266,8 @@ page.value("printed_gain", judged["paper"].iloc[3], "+.1f")
 # written before any of these runs had ended.
 
 # %% tags=["remove-input"]
-hundred, told = gather.second_set(
-    page, "table1_cifar100", "control_cifar100"
-)
+hundred = gather.second_set(page, "table1_cifar100", "control_cifar100")
+told = gather.second_verdicts(page)
 page.table(
     sweeps.comparison(hundred, report.paper("table1", "cifar100")).drop(
         columns="verdict"

@@ -162,8 +162,9 @@ figures.show(
 # {doc}`ch07_table`, with SAM at its own tuned radius, five seeds:
 
 # %% tags=["remove-input"]
-tuned = gather.second_set(page, "tuning_cifar100")[0]
-told = gather.second_set(page, "table1_cifar100", "control_cifar100")[1]
+tuned = gather.second_set(page, "tuning_cifar100")
+gather.second_set(page, "table1_cifar100", "control_cifar100")
+told = gather.second_verdicts(page)
 plain = "optimizer == 'sgd' and method.str.startswith('CE')"
 alone = sweeps.runs(tuned).query(plain)
 columns = ("weight_decay", "overall", "optimizer")

@@ -66,18 +66,22 @@ def gather(
     return {name: some.records for name, some in found.items()}
 
 
-def second_set(page: Page, *names: str) -> tuple[list[Record], pd.DataFrame]:
-    """Runs on CIFAR-100-LT that are there, and what became of the claims on them.
+def second_set(page: Page, *names: str) -> list[Record]:
+    """Runs on CIFAR-100-LT that are there; none on a page with one set.
 
-    Both empty at ``quick`` and on a page of own images, which are one set.
+    That is a page at ``quick``, or of own images.
     """
+    if page.scale == "quick" or page.dataset:
+        return []
+    return [record for some in gather(page, *names).values() for record in some]
+
+
+def second_verdicts(page: Page) -> pd.DataFrame:
+    """What became of the claims on CIFAR-100-LT, from what ``second_set`` may see."""
     family = hypotheses.second_table()
     if page.scale == "quick" or page.dataset:
-        return [], claims.judge(family, [])
-    found = gather(page, *names)
-    return [record for some in found.values() for record in some], verdicts(
-        page, family
-    )
+        return claims.judge(family, [])
+    return verdicts(page, family)
 
 
 def with_spectra(page: Page) -> list[Record]:

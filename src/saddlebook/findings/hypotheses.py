@@ -187,9 +187,7 @@ def spoken(method: str) -> str:
 @cache
 def settings(dataset: str = "cifar10") -> dict[str, Experiment]:
     """The methods of the main table and the control, by name, seed 0."""
-    hundred = dataset == "cifar100"
-    control = studies.control_cifar100 if hundred else studies.control
-    runs = studies.table1(dataset, seeds=(0,)) + control(seeds=(0,))
+    runs = studies.table1(dataset, seeds=(0,)) + studies.control((0,), dataset)
     return {exp.method: exp for exp in runs}
 
 
