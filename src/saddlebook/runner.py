@@ -21,7 +21,7 @@ import torch
 
 from saddlebook import data, measure
 from saddlebook.data.large import Lists, counted_large
-from saddlebook.disk.files import locked
+from saddlebook.disk.files import locked, wait_for_others
 from saddlebook.disk.provenance import Provenance, check_device
 from saddlebook.errors import (
     LockedError,
@@ -37,6 +37,7 @@ from saddlebook.train.large import gathered, told_once, train_large
 from saddlebook.train.run import arithmetic
 
 WORK = ".saddlebook"  # checkpoints and exported weights; not kept in git
+PATIENCE = 600  # seconds that another process may take for one small run
 SIDE_BY_SIDE = 12  # a group's checkpoints fit a transfer of 48 MiB
 # Of a bar and a plan, in passes (forward and backward) over one image
 _PRODUCT = 2.5  # a Hessian product costs as much, measured on a core
@@ -61,10 +62,12 @@ def run(
     work: str | Path = WORK,
     results: str | Path | None = None,
     watcher: Follower | None = None,
+    patience: float = PATIENCE,
 ) -> Record:
     """Train one experiment, measure it, return its Record.
 
     Continues after any interruption; a record found in ``results`` is returned as is.
+    A run that another process has in hand is waited for.
 
     Args:
         experiment: What to run.
@@ -75,18 +78,22 @@ def run(
         results: Folder of stores (``<results>/<scale>``) to read from and write to, or
             None to keep the record in memory only.
         watcher: Follows and can stop the training.
+        patience: Seconds to wait for another process.
 
     Raises:
-        SaddlebookError: One line that says what to do.
+        SaddlebookError: One line that says what to do; LockedError: the other process
+            still has the run.
     """
-    return run_all(
+    made = partial(
+        run_all,
         [experiment],
         data_root=data_root,
         device=device,
         work=work,
         results=results,
         watcher=watcher,
-    )[0]
+    )
+    return wait_for_others(made, patience)[0]
 
 
 def run_all(

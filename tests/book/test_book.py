@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,11 +15,11 @@ from hypothesis import strategies as st
 from records import record
 
 from saddlebook import book
-from saddlebook.book import gather, notebooks, page
+from saddlebook.book import notebooks, page
 from saddlebook.book.reproduce import _publish, _restore
 from saddlebook.book.sheets import meanings, with_meanings
-from saddlebook.disk.files import locked, write_whole
-from saddlebook.errors import LockedError, UsageError, VerifyError
+from saddlebook.disk.files import write_whole
+from saddlebook.errors import UsageError, VerifyError
 from saddlebook.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
@@ -386,28 +385,6 @@ def test_the_cost_of_a_page_counts_a_training_once():
     assert page.provenance([measured, trained])["Cost"].startswith("12 s of training")
     other = record(Experiment(reweight="drw", seed=1))
     assert page.provenance([measured, other])["Cost"].startswith("25 s of training")
-
-
-def test_a_chapter_waits_for_runs_in_another_hand(tmp_path, capsys):
-    lock, let_go = locked(tmp_path / "lock", "run x"), threading.Event()
-
-    def hold():
-        with lock:
-            let_go.wait(20)
-
-    def share():
-        with locked(tmp_path / "lock", "run x"):
-            return "made"
-
-    other = threading.Thread(target=hold)
-    other.start()
-    threading.Timer(1.5, let_go.set).start()
-    while not (tmp_path / "lock").exists():
-        time.sleep(0.01)
-    with pytest.raises(LockedError, match="run x"):
-        gather.wait_for_others(share, patience=0)
-    assert gather.wait_for_others(share) == "made"
-    other.join()
 
 
 STEPS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")

@@ -1,6 +1,9 @@
 """Runs side by side: who runs with whom, and what a group does when it is disturbed."""
 
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,6 +153,24 @@ def test_a_run_held_by_another_process_is_left_out_of_its_group(alone):
     done = Store("results/quick").records()
     assert {r.key for r in done} == {e.key for e in GROUP if e.slug != held}
     assert results(run_all(GROUP, group=5, results="results")) == alone
+
+
+def test_one_run_in_another_hand_is_waited_for(alone):
+    held, let_go = locked(f"{runner.WORK}/{TINY.slug}.lock", "x"), threading.Event()
+
+    def hold():
+        with held:
+            let_go.wait(20)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    threading.Timer(1.5, let_go.set).start()
+    while not Path(f"{runner.WORK}/{TINY.slug}.lock").exists():
+        time.sleep(0.01)
+    with pytest.raises(LockedError, match=TINY.slug):
+        runner.run(TINY, patience=0)
+    assert results([runner.run(TINY)]) == alone[:1]
+    other.join()
 
 
 def test_a_run_that_another_process_ends_meanwhile_is_no_trouble(alone):

@@ -68,6 +68,18 @@ def test_folders_written_from_a_dataset_are_that_dataset(tmp_path):
         assert found.class_names == digits.class_names
 
 
+def test_folders_written_again_replace_only_what_changed(tmp_path):
+    """Another process may be reading them."""
+    digits = data.load("digits")
+    data.to_folders(digits, tmp_path)
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*.png")}
+    spoilt = min(before)
+    spoilt.write_bytes(b"half of a picture")
+    data.to_folders(digits, tmp_path)
+    after = {path: path.stat().st_ino for path in tmp_path.rglob("*.png")}
+    assert [path for path in before if before[path] != after[path]] == [spoilt]
+
+
 @pytest.mark.parametrize(
     ("names", "order"),
     [

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 import os
 import shlex
 import time
@@ -19,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -28,8 +27,14 @@ from saddlebook import data, measure, studies
 from saddlebook.curvature import hessian
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.data.large import counted_large, find_large
-from saddlebook.disk.files import dump_json, load_json, sha256, write_whole
-from saddlebook.errors import DataError, LockedError, VerifyError
+from saddlebook.disk.files import (
+    dump_json,
+    load_json,
+    sha256,
+    wait_for_others,
+    write_whole,
+)
+from saddlebook.errors import DataError, VerifyError
 from saddlebook.experiment import LARGE, LISTED, Experiment
 from saddlebook.findings import claims, hypotheses, readme
 from saddlebook.scales import at_scale
@@ -41,8 +46,6 @@ if TYPE_CHECKING:
     from saddlebook.book.page import Page
     from saddlebook.findings.claims import Family
     from saddlebook.record import Record
-
-T = TypeVar("T")
 
 
 def gather(
@@ -186,26 +189,6 @@ def make(
     finally:
         progress.close()
     board.say(f"{len(experiments)} runs made")
-
-
-def wait_for_others(make: Callable[[], T], patience: float = math.inf) -> T:
-    """Make runs; those that another process has in hand, after it has let go of them.
-
-    Args:
-        make: Makes or finds all of them; called again and again.
-        patience: Seconds to wait in all.
-
-    Raises:
-        LockedError: The other process still has them; it is named.
-    """
-    give_up = time.monotonic() + patience
-    while True:
-        try:
-            return make()
-        except LockedError:  # locks end with their owner, however it dies
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(1)
 
 
 def large_runs(page: Page) -> tuple[list[Experiment], list[Record]]:

@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saddlebook.book.gather import make, wait_for_others
+from saddlebook.book.gather import make
 from saddlebook.book.notebooks import PARAMETERS, check_injected, check_types
 from saddlebook.book.sheets import (
     badge,
@@ -29,6 +29,7 @@ from saddlebook.book.sheets import (
     without_docstring,
     word_of,
 )
+from saddlebook.disk.files import wait_for_others
 from saddlebook.errors import UsageError
 from saddlebook.experiment import OWN, Experiment
 from saddlebook.findings import claims
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 _SHORT = ("Records", "Measured", "Cost")  # of the provenance; the rest folds
 _FOLDED = "Identifiers, families, p-values, and the verdicts as registered"
-_PATIENCE = 600  # seconds another chapter may take to train the same quick run
 SMOKE = "smoke scale: shows the machinery, is not evidence"
 _SCALE_NOTES = {
     "full": "the paper's own setting",
@@ -245,7 +245,9 @@ class Page:
             device=self.device,
             data_root=self.data,
         )
-        return wait_for_others(run, _PATIENCE)  # another chapter may have one in hand
+        return wait_for_others(
+            run, runner.PATIENCE
+        )  # another chapter may have one in hand
 
     def value(self, name: str, x: Any, fmt: str = "") -> None:
         """Publish a number for the prose: ``{glue:text}`name``` shows it.

@@ -10,6 +10,7 @@ Legend: N images, C classes.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from torch import Tensor
 from saddlebook import data
 from saddlebook.data import sources
 from saddlebook.data.batches import Split, Splits
-from saddlebook.disk.files import sha256
+from saddlebook.disk.files import sha256, write_whole
 from saddlebook.errors import DataError, UsageError, explained, printable
 from saddlebook.experiment import OWN, Experiment
 
@@ -354,7 +355,11 @@ def groups(
 
 
 def to_folders(dataset: data.Dataset, folder: str | Path) -> Path:
-    """Write the images as ``train`` and ``test`` with one folder of PNGs per class."""
+    """Write the images as ``train`` and ``test`` with one folder of PNGs per class.
+
+    Files are written whole, and those that are there with these bytes are left alone:
+    another process may be reading them.
+    """
     from PIL import Image
 
     for part in ("train", "test"):
@@ -363,7 +368,12 @@ def to_folders(dataset: data.Dataset, folder: str | Path) -> Path:
         )
         for row, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
             place = Path(folder) / part / dataset.class_names[label]
-            place.mkdir(parents=True, exist_ok=True)
-            pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
-            pixels.save(place / f"{row:06d}.png")
+            pixels, png = Image.fromarray(image.permute(1, 2, 0).numpy()), io.BytesIO()
+            pixels.save(png, "png")
+            _write_new(place / f"{row:06d}.png", png.getvalue())
     return Path(folder)
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        write_whole(path, content)

@@ -12,14 +12,16 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import stat
+import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ from saddlebook.errors import (
     explained,
 )
 
+T = TypeVar("T")
 _META = "meta.json"  # in a checkpoint
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -297,6 +300,26 @@ def locked(path: str | os.PathLike[str], what: str) -> Iterator[None]:
             _HELD.remove(handle)
             fcntl.flock(handle, fcntl.LOCK_UN)  # a child of just now may share it
             os.close(handle)
+
+
+def wait_for_others(make: Callable[[], T], patience: float = math.inf) -> T:
+    """Make something; what another process has in hand, after it has let go of it.
+
+    Args:
+        make: Makes or finds it; called again and again.
+        patience: Seconds to wait in all.
+
+    Raises:
+        LockedError: The other process still has it; it is named.
+    """
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            return make()
+        except LockedError:  # locks end with their owner, however it dies
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(1)
 
 
 _HELD: set[int] = set()
