@@ -45,7 +45,7 @@ from saddlebook.errors import Stopped
 from saddlebook.experiment import Experiment
 from saddlebook.scales import at_scale
 from saddlebook.train import train
-from saddlebook.train.engine import Hyper
+from saddlebook.train.optimizers import Hyper
 from saddlebook.train.run import Task, build_replica, prepare
 
 Seconds = np.ndarray[Any, Any]  # CPU, wall. [2]

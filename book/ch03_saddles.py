@@ -21,7 +21,7 @@ import saddlebook as sb
 from saddlebook import figures
 from saddlebook.book import Page
 from saddlebook.figures import toys
-from saddlebook.findings import inference
+from saddlebook.findings import verdicts
 from saddlebook.theory import known, landscapes
 
 page = Page("ch03_saddles", vars())
@@ -30,8 +30,8 @@ fresh = landscapes.moments(fresh=True)
 worst = max(landscapes.worst(table) for table in (same, fresh))
 turn = same.query("measured > 1").iloc[0]
 holds = worst < 3 and turn.drift < 0
-found = inference.Verdict(
-    inference.CONTRADICTED if holds else inference.UNDECIDED,
+found = verdicts.Verdict(
+    verdicts.CONTRADICTED if holds else verdicts.UNDECIDED,
     "the factor holds, the escape does not follow"
     if holds
     else "they differ",

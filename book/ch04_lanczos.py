@@ -21,7 +21,7 @@ from saddlebook import figures
 from saddlebook.book import Page
 from saddlebook.curvature import lanczos
 from saddlebook.figures import stages, toys
-from saddlebook.findings import inference
+from saddlebook.findings import verdicts
 from saddlebook.theory import known
 
 page = Page("ch04_lanczos", vars())
@@ -29,8 +29,8 @@ causes = known.known_causes()
 cells = causes.groupby(["operator", "beta"])["ratio"].mean()
 again = known.rayleigh()
 faked = cells["changing", "before"] > 0.9 and again.lowest > 0
-found = inference.Verdict(
-    inference.CONTRADICTED if faked else inference.UNDECIDED,
+found = verdicts.Verdict(
+    verdicts.CONTRADICTED if faked else verdicts.UNDECIDED,
     "for an operator that changes" if faked else "no clear effect here",
 )
 

@@ -22,7 +22,7 @@ from saddlebook.book import Page, gather
 from saddlebook.book import panel as live
 from saddlebook.figures import sweeps
 from saddlebook.findings import claims, hypotheses, report
-from saddlebook.train import engine
+from saddlebook.train import optimizers
 
 # %% tags=["remove-input"]
 page = Page("ch08_rho", vars())
@@ -61,7 +61,7 @@ page.claim(
 # The step as this library takes it, on all parameters at once:
 
 # %% tags=["remove-input"]
-page.source(engine.Replica._sam)
+page.source(optimizers.Replica._sam)
 
 # %% [markdown]
 # ## Your own run

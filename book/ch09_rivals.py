@@ -24,7 +24,7 @@ from saddlebook.book import Page, gather
 from saddlebook.figures import sweeps
 from saddlebook.findings import claims, hypotheses, report
 from saddlebook.theory import landscapes
-from saddlebook.train import engine
+from saddlebook.train import optimizers
 
 # %% tags=["remove-input"]
 page = Page("ch09_rivals", vars())
@@ -73,7 +73,7 @@ page.claim(
 # numbers is *undecided*, protocol not published, whatever comes out.
 
 # %% tags=["remove-input"]
-page.source(engine.Replica._lpf)
+page.source(optimizers.Replica._lpf)
 
 # %% [markdown]
 # A toy shows why noise is a rival at all. Walkers start next to the saddle of a double

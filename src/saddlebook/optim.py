@@ -1,8 +1,8 @@
 """Gives SAM to users' own training loops.
 
 ``SAM`` wraps any torch optimizer. The project's own runs take their steps in
-``train/engine.py``, on one flat tensor, and a new optimizer of experiments goes there;
-tests hold one against the other. SAM's rivals have a step there only:
+``train/optimizers.py``, on one flat tensor; a new optimizer of experiments goes there,
+and tests hold one against the other. SAM's rivals have a step there only:
 
 - PGD: perturbed SGD, algorithm 2 of Jin et al. 2021: a Gaussian of expected norm r,
   isotropic, is added to the gradient of every step, not only near stationary points.

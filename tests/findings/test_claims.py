@@ -11,7 +11,7 @@ from scipy import stats
 from worlds import FAMILY, as_the_poster, world
 
 from saddlebook import studies
-from saddlebook.findings import claims, hypotheses, inference, readme
+from saddlebook.findings import claims, hypotheses, readme, verdicts
 from saddlebook.findings.claims import Claim, Contrast, Family
 from saddlebook.scales import at_scale
 
@@ -32,7 +32,7 @@ def frozen(change):
 )
 def test_p_values_of_two_bounds_are_scipys(values):
     contrast = Contrast(name="x", low=-1.5, high=1.5)
-    keeps, breaks = contrast.p_values(inference.paired(values))
+    keeps, breaks = contrast.p_values(verdicts.paired(values))
     above, below = (
         [
             stats.ttest_1samp(values, bound, alternative=side).pvalue
@@ -47,7 +47,7 @@ def test_p_values_of_two_bounds_are_scipys(values):
 def test_a_claim_that_two_differ_is_two_sided_and_refuted_within_the_margin():
     values = [0.2, -0.1, 0.3, 0.1, -0.2]
     contrast = Contrast(name="x", unlike=1.5)
-    keeps, breaks = contrast.p_values(inference.paired(values))
+    keeps, breaks = contrast.p_values(verdicts.paired(values))
     assert keeps == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
     sides = ((-1.5, "greater"), (1.5, "less"))
     found = [stats.ttest_1samp(values, m, alternative=side).pvalue for m, side in sides]
@@ -59,7 +59,7 @@ def test_both_errors_stay_below_five_percent_at_the_bound():
     generator = np.random.default_rng(0)
     contrast = Contrast(name="x", high=1.5)
     tests = [
-        contrast.p_values(inference.paired(generator.normal(1.5, 1, 5)))
+        contrast.p_values(verdicts.paired(generator.normal(1.5, 1, 5)))
         for _ in range(400)
     ]
     for found in zip(*tests, strict=True):
@@ -69,7 +69,7 @@ def test_both_errors_stay_below_five_percent_at_the_bound():
 
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 12])
 def test_what_runs_would_show_is_the_power_of_the_t_test(alpha):
-    found = inference.Difference(0.0, 1.0, 4).detectable(alpha)
+    found = verdicts.Difference(0.0, 1.0, 4).detectable(alpha)
     limit = stats.t.ppf(1 - alpha, 4)
     assert stats.nct.sf(limit, 4, found) == pytest.approx(0.8, abs=1e-6)
 
@@ -195,7 +195,7 @@ def test_identifiers_are_of_one_claim_and_one_family():
 
 def test_tables_say_a_verdict_in_one_vocabulary():
     found = claims.judge(hypotheses.main_table(), world())
-    assert set(found["word"]) | set(found["registered"]) <= set(inference.WORDS)
+    assert set(found["word"]) | set(found["registered"]) <= set(verdicts.WORDS)
     shown = claims.listing(found)
     undecided = shown["verdict"] == "undecided"
     assert (shown["undecided because"] != "").tolist() == undecided.tolist()

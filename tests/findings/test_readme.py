@@ -12,7 +12,7 @@ from saddlebook.book import Page, gather, sheets
 from saddlebook.disk.files import load_json
 from saddlebook.errors import UsageError
 from saddlebook.figures import plot_cards, style
-from saddlebook.findings import claims, inference, readme, report
+from saddlebook.findings import claims, readme, report, verdicts
 from saddlebook.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def test_names_in_a_picture_of_the_first_page_do_not_overlap(cards):
 
 
 def test_the_first_page_opens_with_the_three_answers(cards):
-    assert [card.word in inference.WORDS for card in cards] == [True] * 3
+    assert [card.word in verdicts.WORDS for card in cards] == [True] * 3
     text = (ROOT / "book/intro.py").read_text()
     first = text.index("page.cards(cards)")
     assert "cards = readme.cards(page.scale, page.results)" in text[:first]
@@ -87,7 +87,7 @@ def test_a_card_says_the_gain_that_the_records_give(cards):
 
 def test_cards_without_records_are_undecided(tmp_path):
     for card in readme.cards("quick", tmp_path):
-        assert card.word == inference.UNDECIDED
+        assert card.word == verdicts.UNDECIDED
         assert all(row.full.text == row.lite.text == "–" for row in card.rows)
 
 
@@ -98,7 +98,7 @@ def test_every_claim_has_one_line_and_one_verdict(found):
         assert sum(claim.startswith(f"{name} ") for claim in told) == 1
     assert all(row.here for row in found)
     words = {row.verdict.split(":")[0] for row in found}
-    assert words <= {*inference.WORDS, ""}
+    assert words <= {*verdicts.WORDS, ""}
 
 
 def test_the_numbers_are_those_of_the_records(found):
@@ -133,7 +133,7 @@ def test_a_page_and_the_readme_give_one_verdict_on_every_claim():
 
 OTHER_WORDS = (
     r"\b(refuted|not settled|no signal|sign test|[Hh]olds\*|[Ff]ails\*)\b"
-    r"|inference\.(paired|holm|welch|equivalence)|\.p_zero"
+    r"|verdicts\.(paired|holm|welch|equivalence)|\.p_zero"
 )
 
 

@@ -14,8 +14,8 @@ from scipy import stats
 from saddlebook import data, studies
 from saddlebook.errors import UsageError
 from saddlebook.experiment import Experiment
-from saddlebook.findings import claims, hypotheses, inference, report
-from saddlebook.findings.inference import Sample
+from saddlebook.findings import claims, hypotheses, report, verdicts
+from saddlebook.findings.verdicts import Sample
 from saddlebook.scales import at_scale
 
 TABLE1 = report.paper("table1")
@@ -39,13 +39,13 @@ def study(tails: dict[str, list[float]], scale: str = "lite"):
 def test_interval_is_scipys_and_absent_below_three_runs():
     values = [71.2, 70.4, 72.9, 71.7, 70.0]
     expected = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
-    assert inference.t_interval(values) == pytest.approx(expected, rel=1e-12)
-    assert all(map(math.isnan, inference.t_interval(values[:2])))
+    assert verdicts.t_interval(values) == pytest.approx(expected, rel=1e-12)
+    assert all(map(math.isnan, verdicts.t_interval(values[:2])))
 
 
 def test_interval_of_a_hand_worked_example():
     # mean 3, sd sqrt(2.5), t(4, .975) = 2.776445: 3 ± 2.776445·sqrt(2.5/5)
-    low, high = inference.t_interval([1, 2, 3, 4, 5])
+    low, high = verdicts.t_interval([1, 2, 3, 4, 5])
     assert (low, high) == pytest.approx((3 - 1.963243, 3 + 1.963243), abs=1e-6)
 
 
@@ -53,7 +53,7 @@ def test_interval_of_a_hand_worked_example():
 def test_welch_and_its_equivalence_test_are_scipys(a, b, margin):
     assume(np.std(a) > 1e-3)
     assume(np.std(b) > 1e-3)
-    found = inference.welch(inference.sample(a), inference.sample(b))
+    found = verdicts.welch(verdicts.sample(a), verdicts.sample(b))
     peer = stats.ttest_ind(a, b, equal_var=False)
     assert found.df == pytest.approx(peer.df, rel=1e-6)
     assert found.p_zero() == pytest.approx(peer.pvalue, abs=1e-9)
@@ -71,7 +71,7 @@ def test_welch_and_its_equivalence_test_are_scipys(a, b, margin):
 @given(FEW)
 def test_paired_test_is_scipys(differences):
     assume(np.std(differences) > 1e-3)
-    found = inference.paired(differences)
+    found = verdicts.paired(differences)
     assert found.p_zero() == pytest.approx(
         stats.ttest_1samp(differences, 0).pvalue, abs=1e-9
     )
@@ -80,22 +80,22 @@ def test_paired_test_is_scipys(differences):
 
 
 def test_differences_without_spread_are_certain():
-    assert inference.paired([2.0, 2.0, 2.0]).p_zero() == 0
-    assert inference.paired([0.0, 0.0, 0.0]).p_zero() == 1
-    assert inference.paired([2.0, 2.0, 2.0]).p_below(3.0) == 0
-    assert inference.paired([4.0, 4.0, 4.0]).p_below(3.0) == 1
+    assert verdicts.paired([2.0, 2.0, 2.0]).p_zero() == 0
+    assert verdicts.paired([0.0, 0.0, 0.0]).p_zero() == 1
+    assert verdicts.paired([2.0, 2.0, 2.0]).p_below(3.0) == 0
+    assert verdicts.paired([4.0, 4.0, 4.0]).p_below(3.0) == 1
 
 
 def test_holm_of_a_hand_worked_example():
     # sorted .005 .01 .03 .04 times 4 3 2 1 = .02 .03 .06 .04, then the running maximum
-    assert inference.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
+    assert verdicts.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
         [0.03, 0.06, 0.06, 0.02]
     )
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=16))
 def test_holm_lies_between_raw_and_bonferroni_and_keeps_the_order(p_values):
-    adjusted = inference.holm(p_values)
+    adjusted = verdicts.holm(p_values)
     for raw, new in zip(p_values, adjusted, strict=True):
         assert raw <= new <= min(1, len(p_values) * raw)
     for i, j in product(range(len(p_values)), repeat=2):
@@ -115,7 +115,7 @@ def test_holm_lies_between_raw_and_bonferroni_and_keeps_the_order(p_values):
     ],
 )
 def test_each_verdict_on_a_number_has_its_case(mean, sd, n, word, more):
-    found = inference.equivalence(Sample(mean, sd, n), Sample(80.6, 0.2, 3), 1.5)
+    found = verdicts.equivalence(Sample(mean, sd, n), Sample(80.6, 0.2, 3), 1.5)
     assert (found.word, found.reason or found.note) == (word, more)
     assert bool(found.reason) == (word == "undecided")
 
@@ -127,7 +127,7 @@ def test_the_verdicts_are_those_of_the_intervals():
     wide, narrow = stats.t.ppf(0.975, df) * error, stats.t.ppf(0.95, df) * error
     theirs = Sample(70, 0.4, 3)
     for d in np.linspace(-4, 4, 401):
-        word = inference.equivalence(Sample(70 + d, 0.4, 5), theirs, 1.5).word
+        word = verdicts.equivalence(Sample(70 + d, 0.4, 5), theirs, 1.5).word
         if abs(abs(d) + narrow - 1.5) < 2e-3 or abs(abs(d) - wide - 1.5) < 2e-3:
             continue  # on an edge
         expected = "different" if abs(d) - wide > 1.5 else "undecided"
@@ -136,37 +136,37 @@ def test_the_verdicts_are_those_of_the_intervals():
 
 @given(SAMPLES, SAMPLES, st.floats(0.1, 10), st.floats(1, 5))
 def test_a_wider_margin_never_undoes_reproduced_nor_makes_different(a, b, margin, more):
-    narrow = inference.equivalence(a, b, margin).word
-    wide = inference.equivalence(a, b, margin * more).word
+    narrow = verdicts.equivalence(a, b, margin).word
+    wide = verdicts.equivalence(a, b, margin * more).word
     assert narrow != "reproduced" or wide == "reproduced"
     assert wide != "different" or narrow == wide
-    assert inference.equivalence(b, a, margin).word == narrow
+    assert verdicts.equivalence(b, a, margin).word == narrow
 
 
 @given(st.floats(-100, 100), st.floats(0, 5), st.integers(1, 5), st.floats(0.1, 50))
 def test_without_three_runs_or_a_spread_nothing_is_decided(mean, sd, n, margin):
     spread = 0.1 if n < 3 else math.nan
-    found = inference.equivalence(Sample(mean, sd, n), Sample(mean, spread, 3), margin)
+    found = verdicts.equivalence(Sample(mean, sd, n), Sample(mean, spread, 3), margin)
     assert found.word == "undecided"
 
 
 def test_an_impossible_margin_is_refused():
     with pytest.raises(UsageError, match="margin"):
-        inference.equivalence(Sample(1, 1, 3), Sample(1, 1, 3), 0.0)
+        verdicts.equivalence(Sample(1, 1, 3), Sample(1, 1, 3), 0.0)
 
 
 @given(FEW, FEW, FEW)
 def test_a_combination_of_two_samples_is_welchs_and_of_three_adds_their_variances(
     a, b, c
 ):
-    parts = [inference.sample(values) for values in (a, b, c)]
-    found = inference.combined([(1.0, parts[0]), (-0.5, parts[1]), (-0.5, parts[2])])
+    parts = [verdicts.sample(values) for values in (a, b, c)]
+    found = verdicts.combined([(1.0, parts[0]), (-0.5, parts[1]), (-0.5, parts[2])])
     factors = np.array([1, -0.5, -0.5])
     assert found.mean == pytest.approx(factors @ [p.mean for p in parts], abs=1e-9)
     error = factors**2 @ [p.sd**2 / p.n for p in parts]
     assert found.error == pytest.approx(error**0.5, abs=1e-9)
-    two = inference.combined([(1.0, parts[0]), (-1.0, parts[1])])
-    assert two == inference.welch(*parts[:2])
+    two = verdicts.combined([(1.0, parts[0]), (-1.0, parts[1])])
+    assert two == verdicts.welch(*parts[:2])
 
 
 def test_methods_are_pooled_over_seeds_with_every_value_kept():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tape import Tapes
-from test_engine import (
+from test_optimizers import (
     COUNTS,
     STEPS,
     batches,
@@ -20,8 +20,8 @@ import saddlebook.train.loop as loop
 from saddlebook import data, losses
 from saddlebook.errors import UsageError
 from saddlebook.train import train
-from saddlebook.train.engine import Hyper, Objective, Replica
 from saddlebook.train.loop import SideBySide
+from saddlebook.train.optimizers import Hyper, Objective, Replica
 from saddlebook.train.run import Lane, arithmetic
 
 PGD = replace(TINY, optimizer="pgd", noise=0.01)

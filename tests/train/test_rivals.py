@@ -11,7 +11,7 @@ from saddlebook.errors import Stopped, UsageError
 from saddlebook.experiment import Experiment
 from saddlebook.scales import at_scale
 from saddlebook.train import train
-from saddlebook.train.engine import Hyper, Objective, Replica
+from saddlebook.train.optimizers import Hyper, Objective, Replica
 
 COUNTS = (40, 20, 10, 5, 3)
 BASE = at_scale(Experiment(reweight="drw"), "quick")

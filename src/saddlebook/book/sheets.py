@@ -25,8 +25,8 @@ from saddlebook.figures import style
 from saddlebook.figures.accuracy import plot_cards
 from saddlebook.findings import readme, tables
 from saddlebook.findings.claims import typeset
-from saddlebook.findings.inference import WORDS
 from saddlebook.findings.readme import Card
+from saddlebook.findings.verdicts import WORDS
 from saddlebook.store import RESULTS
 
 _MOST_COLUMNS = 6  # of a table, in a window of 1280 px

@@ -27,7 +27,7 @@ from saddlebook.errors import MachineError
 # Modules whose code decides what a training gives.
 NUMERICS = (
     "losses models optim schedules data/longtail data/augmentation data/folders "
-    "data/sources train/engine train/loop train/run"
+    "data/sources train/optimizers train/loop train/run"
 ).split()
 # The same of the large sets.
 LARGE = "losses models optim schedules data/augmentation data/large train/large".split()
@@ -47,7 +47,7 @@ SAME_CURVES = frozenset(
     | {"e20448f0bf8a4c21", "0726666a06fdf0a8", "7bd1232f11317ad8", "8fc777b9e657daab"}
     | {"e5326c43ce474279", "e5897f036d34b6a9", "dbb5c0ed0cc43620", "4faeccedd11c96fd"}
     | {"00ed2bb22795f4b9", "078917e9573399eb", "1b553f709c824ede", "6cf7ba36823d723b"}
-    | {"59d809008753d97c"}
+    | {"59d809008753d97c", "4de01d719c608f2a"}
 )
 # The same for tests/curvature/test_golden_spectra.py.
 SAME_SPECTRA = frozenset(

@@ -1,6 +1,6 @@
 """Judges claims: the one place and the one rule, and how numbers are written.
 
-The words of a verdict, and the statistics, are in ``inference.py``.
+The words of a verdict, and the statistics, are in ``verdicts.py``.
 
 A claim has one identifier and belongs to one family. It is made of contrasts, each a
 number of every seed, and the bounds that the number must keep:
@@ -35,8 +35,8 @@ import pandas as pd
 
 from saddlebook import studies
 from saddlebook.experiment import SCALES, Experiment
-from saddlebook.findings import inference, tables
-from saddlebook.findings.inference import (
+from saddlebook.findings import tables, verdicts
+from saddlebook.findings.verdicts import (
     ALPHA,
     CONTRADICTED,
     SUPPORTED,
@@ -151,14 +151,14 @@ class Contrast:
 
     def registered(self, runs: Runs, scale: str) -> P:
         """What was registered before the runs: the test paired by seed alone."""
-        return self.p_values(inference.paired(by_seed(self.sides(runs, scale))))
+        return self.p_values(verdicts.paired(by_seed(self.sides(runs, scale))))
 
     def tests(self, sides: Sides) -> list[Difference]:
         """Paired by seed, and unpaired where it compares settings."""
-        found = [inference.paired(by_seed(sides))]
+        found = [verdicts.paired(by_seed(sides))]
         if self.unpaired and len(sides) > 1:
-            terms = [(f, inference.sample([*part.values()])) for f, part in sides]
-            found.append(inference.combined(terms))
+            terms = [(f, verdicts.sample([*part.values()])) for f, part in sides]
+            found.append(verdicts.combined(terms))
         return found
 
     def p_values(self, found: Difference) -> P:
@@ -276,7 +276,7 @@ def _adjust(rows: Any, name: str, count: int, alone: Sequence[bool]) -> None:
         r for r, own in zip(rows, alone, strict=True) if r[name] == r[name] and not own
     ]
     values = [row[name] for row in known] + [1.0] * (count - len(known))
-    for row, p in zip(known, inference.holm(values), strict=False):
+    for row, p in zip(known, verdicts.holm(values), strict=False):
         row[name] = p
 
 
@@ -299,7 +299,7 @@ def _row(claim: Claim, runs: Runs, scale: str, elsewhere: bool) -> dict[str, Any
     }
     row |= {"n": len(first), "missing": len(lacks[scale]), "contrast": name}
     row |= {"difference": math.fsum(first) / len(first) if first else math.nan}
-    row |= inference.t_interval(first)._asdict()
+    row |= verdicts.t_interval(first)._asdict()
     row |= {"values": tuple(first), "paper": claim.paper, "group": parts[name].group}
     each = [
         f"{f'{name} ' * (len(values) > 1)}{told(some, parts[name].digits)}"
@@ -375,7 +375,7 @@ def told(values: Sequence[float], digits: int = 1) -> str:
     if not values:
         return "–"
     mean = signed(math.fsum(values) / len(values), digits)
-    low, high = inference.t_interval(values)
+    low, high = verdicts.t_interval(values)
     if math.isnan(low):
         return mean
     return f"{mean} ({signed(low, digits)} to {signed(high, digits)})"

@@ -20,10 +20,10 @@ from saddlebook.findings import (
     claims,
     edges,
     hypotheses,
-    inference,
     report,
     spectra_claims,
     tables,
+    verdicts,
 )  # fmt: skip
 from saddlebook.findings.claims import Contrast, Runs, by_seed
 from saddlebook.store import RESULTS, Store, find_records
@@ -109,7 +109,7 @@ def findings(scale: str = "lite", results: str | Path = RESULTS) -> list[Finding
 def _finding(row: Any) -> Finding:
     paper = "" if math.isnan(row["paper"]) else claims.signed(row["paper"], 1)
     name = f"({row['claim']}) " if len(row["claim"]) < 4 else ""
-    why = f": {claims.why(row)}" if row["word"] == inference.UNDECIDED else ""
+    why = f": {claims.why(row)}" if row["word"] == verdicts.UNDECIDED else ""
     return Finding(name + row["statement"], paper, row["here"], row["word"] + why)
 
 
@@ -169,7 +169,7 @@ def _ratios(runs: Sequence[Record]) -> Iterator[Finding]:
                 f"class {r.label} {r.nonconvexity:.2f}" for r in theirs.itertuples()
             ),
             ", ".join(f"{value:.3f}" for value in by_class),
-            f"{inference.UNDECIDED}: {inference.TOO_FEW}: {seeds} of 5",
+            f"{verdicts.UNDECIDED}: {verdicts.TOO_FEW}: {seeds} of 5",
         )
 
 
@@ -337,8 +337,8 @@ def rival(scale: str = "lite", results: str | Path = RESULTS) -> Card:
 
 
 _OPENING = {
-    inference.SUPPORTED: "Yes", inference.CONTRADICTED: "No",
-    inference.UNDECIDED: "Perhaps",
+    verdicts.SUPPORTED: "Yes", verdicts.CONTRADICTED: "No",
+    verdicts.UNDECIDED: "Perhaps",
 }  # fmt: skip
 _SADDLES = ["tail above head, images fixed", "SGD above SAM, images fixed"]
 
@@ -358,7 +358,7 @@ def _card(
     counts = sorted({row.full.runs for row in rows if row.full.runs}) or [0]
     parts.append(
         f"In the paper's own setting a number has {_range(counts)}; below "
-        f"{inference.FEWEST} there is no interval and no verdict."
+        f"{verdicts.FEWEST} there is no interval and no verdict."
     )
     word = _joint(found, names)
     sure = " ".join(parts)
@@ -368,9 +368,9 @@ def _card(
 def _joint(found: pd.DataFrame, names: Sequence[str]) -> str:
     """The word on claims that must all hold."""
     words = set(found.loc[list(names), "word"])
-    if inference.CONTRADICTED in words:
-        return inference.CONTRADICTED
-    return words.pop() if len(words) == 1 else inference.UNDECIDED
+    if verdicts.CONTRADICTED in words:
+        return verdicts.CONTRADICTED
+    return words.pop() if len(words) == 1 else verdicts.UNDECIDED
 
 
 def _gain(name: str, base: str, other: str, runs: Runs) -> Row:
@@ -393,7 +393,7 @@ def _estimate(part: Contrast, runs: Runs, scale: str) -> Estimate:
     if not count:
         return Estimate(math.nan, math.nan, math.nan, 0, "–")
     mean = math.fsum(f * math.fsum(v.values()) / len(v) for f, v in sides)
-    low, high = inference.t_interval(by_seed(sides))
+    low, high = verdicts.t_interval(by_seed(sides))
     told = [_number(x, part.digits, len(sides) > 1) for x in (mean, low, high)]
     text = told[0] if math.isnan(low) else f"{told[0]} ({told[1]} to {told[2]})"
     return Estimate(mean, low, high, count, text)

@@ -2,7 +2,7 @@
 
 Pure functions on pandas tables; nothing here trains, draws or decides a scale. Accuracy
 is in percent, differences in percent points. What the records say about the paper's
-claims is in ``claims``, the statistics are in ``inference``.
+claims is in ``claims``, the statistics are in ``verdicts``.
 
 References:
     ``results/paper/*.csv``: the paper's numbers as printed, each row with its source.
@@ -22,8 +22,8 @@ from saddlebook import data
 from saddlebook.data import sources
 from saddlebook.errors import UsageError, one_of, printable
 from saddlebook.experiment import OWN
-from saddlebook.findings import inference
-from saddlebook.findings.inference import Sample, Verdict
+from saddlebook.findings import verdicts
+from saddlebook.findings.verdicts import Sample, Verdict
 from saddlebook.store import RESULTS
 from saddlebook.studies import TUNING_SEEDS
 
@@ -222,8 +222,8 @@ def by_method(
         part = part.sort_values("seed")
         values = tuple(part["value"])
         row = dict(zip(keys, names, strict=True))
-        row |= inference.sample(values)._asdict()
-        row |= inference.t_interval(values)._asdict()
+        row |= verdicts.sample(values)._asdict()
+        row |= verdicts.t_interval(values)._asdict()
         rows.append(row | {"values": values, "seeds": tuple(part["seed"])})
     return pd.DataFrame(rows)
 
@@ -308,8 +308,8 @@ def cells(
     table = theirs.merge(chosen, on=CELL, how="left")
     table["n"] = table["n"].fillna(0).astype(int)
     table["difference"] = table["mean"] - table["paper"]
-    verdicts = [_cell(row, scale) for _, row in table.iterrows()]
-    return table.join(pd.DataFrame(verdicts, index=table.index))
+    found = [_cell(row, scale) for _, row in table.iterrows()]
+    return table.join(pd.DataFrame(found, index=table.index))
 
 
 def common_scale(ours: pd.DataFrame, printed: pd.DataFrame) -> str:
@@ -360,14 +360,14 @@ def printed_effects(
         for group in MARGINS
     ]
     tests = [
-        inference.welch(known[dataset, other, group], known[dataset, base, group])
+        verdicts.welch(known[dataset, other, group], known[dataset, base, group])
         for dataset, base, other, group in pairs
     ]
     p_values = [test.p_zero() for test in tests]
     return pd.DataFrame(pairs, columns=["dataset", "base", "other", "group"]).assign(
         difference=[test.mean for test in tests],
         p=p_values,
-        p_holm=inference.holm(p_values),
+        p_holm=verdicts.holm(p_values),
     )
 
 
@@ -407,12 +407,12 @@ def _cell(row: Any, scale: str) -> Verdict:
     if row["group"] not in MARGINS:
         return Verdict("", "no margin was fixed for this group")
     if row["settings"] != "published":
-        return Verdict(inference.UNDECIDED, "protocol not published")
+        return Verdict(verdicts.UNDECIDED, "protocol not published")
     if row["n"] == 0:
-        return Verdict(inference.UNDECIDED, "not run yet")
+        return Verdict(verdicts.UNDECIDED, "not run yet")
     ours = Sample(row["mean"], row["sd"], int(row["n"]))
     theirs = Sample(row["paper"], row["spread"], PAPER_RUNS)
-    return inference.equivalence(ours, theirs, MARGINS[row["group"]])
+    return verdicts.equivalence(ours, theirs, MARGINS[row["group"]])
 
 
 def headline(judged: pd.DataFrame) -> str:
@@ -420,7 +420,7 @@ def headline(judged: pd.DataFrame) -> str:
     words = judged["word"][judged["word"] != ""]
     if words.empty:
         return "no cell carries a verdict: another setting than the paper's"
-    known = (inference.REPRODUCED, inference.DIFFERENT, inference.UNDECIDED)
+    known = (verdicts.REPRODUCED, verdicts.DIFFERENT, verdicts.UNDECIDED)
     counts = ", ".join(f"{(words == word).sum()} {word}" for word in known)
     return f"{counts} of {len(words)}"
 

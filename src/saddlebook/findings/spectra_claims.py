@@ -19,8 +19,8 @@ import pandas as pd
 from saddlebook import studies
 from saddlebook.experiment import Experiment
 from saddlebook.findings.claims import Claim, Contrast, Family, P, Runs, Sides, signed
-from saddlebook.findings.inference import t_interval
 from saddlebook.findings.tables import ENDS, FIRST, LAST, NONE, SWITCH, pick
+from saddlebook.findings.verdicts import t_interval
 
 _SGD, _SAM = "CE+DRW", "CE+DRW+SAM"
 HEAD, TAIL = (0,), (-3, -2, -1)

@@ -3,7 +3,7 @@
 Takes Experiments and a Dataset, gives Outcomes. A ``Run`` holds an experiment's history
 and files; ``SideBySide`` does a step of several runs, on CUDA as a graph that is
 recorded once and replayed, so that the host reads one tensor an epoch. The arithmetic
-of a step is in ``engine.py``, what an experiment means in tensors in ``run.py``.
+of a step is in ``optimizers.py``, what an experiment means in tensors in ``run.py``.
 
 Legend: N images, C classes.
 """
@@ -26,7 +26,7 @@ from saddlebook import data
 from saddlebook.disk.files import read_checkpoint, save_checkpoint
 from saddlebook.errors import NumericalError, Stopped, UsageError, explained
 from saddlebook.experiment import Experiment
-from saddlebook.train.engine import Hyper, State
+from saddlebook.train.optimizers import Hyper, State
 from saddlebook.train.run import (
     Lane,
     Report,

@@ -22,7 +22,7 @@ from saddlebook import data, losses, models, schedules
 from saddlebook.errors import CorruptError
 from saddlebook.experiment import Experiment
 from saddlebook.optim import frozen_statistics
-from saddlebook.train.engine import Hyper, Objective, Replica
+from saddlebook.train.optimizers import Hyper, Objective, Replica
 
 _DTYPES = {"fp64": torch.float64}
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from saddlebook import losses, models
 from saddlebook.optim import SAM
-from saddlebook.train.engine import Hyper, Objective, Replica, State
+from saddlebook.train.optimizers import Hyper, Objective, Replica, State
 
 COUNTS = (40, 20, 10, 5, 3)
 STEPS = 20

@@ -1,4 +1,4 @@
-"""Computes statistics of few runs, and defines the words of verdicts.
+"""Defines the words of verdicts, and the statistics of few runs they rest on.
 
 Knows numbers only; no record, no table. Accuracies and differences are in percent
 points. Fewer than three runs carry no interval and no verdict.
