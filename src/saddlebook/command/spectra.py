@@ -200,6 +200,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--class-order", choices=("text", "number"), help="of numbered class folders")
     add("--output", help="which of several outputs are the logits: number or name")
     add("--held-out", action="store_true", help="the test images")
+    add("--views", action="store_true", help="the mean loss over all crops and flips")
     add("--limit", type=int, help="at most so many images of a class, drawn by --seed")
     add(
         "--steps",
@@ -319,7 +320,8 @@ def _measured(
     began, images = time.monotonic(), chosen.images
     source = Provenance.start(options.device, options.precision, images.digest)
     order = data.epoch_order(options.seed, 0, images.sizes[number])
-    x = chosen.inputs(number, order[: options.limit].sort().values)
+    rows = order[: options.limit].sort().values
+    x = chosen.inputs(number, rows)
     y = torch.full((len(x),), number)
     settings = {name: getattr(options, name) for name in _NUMERICS}
     output = options.output
@@ -329,8 +331,8 @@ def _measured(
     )
     found, product, state = solve(problem, progress=tick, **settings)
     return (
-        {"class": number, "name": images.class_names[number], "images": len(x)}
-        | {"steps": state.steps}
+        {"class": number, "name": images.class_names[number], "images": len(rows)}
+        | {"views": len(x) // len(rows), "steps": state.steps}
         | found.to_dict()
         | {"loss": rounded(product.value())}
         | {"gradient_norm": rounded(float(product.gradient().double().norm()))}
