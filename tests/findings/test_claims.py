@@ -214,3 +214,4 @@ def test_signs_are_true_and_zero_has_none():
     ]
     assert claims.told([]) == "–"
     assert claims.told([1.0]) == "+1.0"
+    assert claims.told([1.0], sign=False) == "1.0"

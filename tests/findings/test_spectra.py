@@ -250,6 +250,9 @@ def test_a_claims_spectra_are_of_its_own_seeds():
     figure = claims.judge(spectra_claims.curvature_family(), views)
     assert figure["n"].tolist() == [0] * 10
     found = claims.judge(spectra_claims.views_family(), views).set_index("claim")
+    # a ratio alone is a size, the others are differences
+    assert found.loc["f1", "here"].startswith("+")
+    assert found.loc["f4", "here"].startswith("0")
     assert found["n"].tolist() == [5] * 4
     assert found["difference"].tolist() == pytest.approx([0.75, 0.05, 0.0, 0.15])
 

@@ -137,6 +137,11 @@ class Contrast:
         parts += [f"below {self.high:g}"] if self.high < math.inf else []
         return " and ".join(parts) or "not 0"
 
+    @property
+    def sign(self) -> bool:
+        """Whether it is shown with its sign; a size that is never negative is not."""
+        return True
+
     def experiments(self) -> list[Experiment]:
         """The runs it needs, at full scale."""
         raise NotImplementedError
@@ -302,7 +307,8 @@ def _row(claim: Claim, runs: Runs, scale: str, elsewhere: bool) -> dict[str, Any
     row |= verdicts.t_interval(first)._asdict()
     row |= {"values": tuple(first), "paper": claim.paper, "group": parts[name].group}
     each = [
-        f"{f'{name} ' * (len(values) > 1)}{told(some, parts[name].digits)}"
+        f"{f'{name} ' * (len(values) > 1)}"
+        f"{told(some, parts[name].digits, parts[name].sign)}"
         for name, some in values.items()
     ]
     row["here"] = "; ".join(each)
@@ -370,20 +376,19 @@ def _reason(row: Mapping[str, Any], raw: float, count: int) -> str:
     return f"not after the correction for {count} claims" if raw < ALPHA else TOO_WIDE
 
 
-def told(values: Sequence[float], digits: int = 1) -> str:
+def told(values: Sequence[float], digits: int = 1, sign: bool = True) -> str:
     """Mean over seeds with its 95 % t-interval, in words."""
     if not values:
         return "–"
-    mean = signed(math.fsum(values) / len(values), digits)
-    low, high = verdicts.t_interval(values)
-    if math.isnan(low):
-        return mean
-    return f"{mean} ({signed(low, digits)} to {signed(high, digits)})"
+    ends = (math.fsum(values) / len(values), *verdicts.t_interval(values))
+    mean, low, high = (signed(x, digits, sign) for x in ends)
+    return mean if math.isnan(ends[1]) else f"{mean} ({low} to {high})"
 
 
 def measured(contrast: Contrast, records: Iterable[Record], scale: str = "lite") -> str:
     """Any contrast in words, judged or not."""
-    return told(by_seed(contrast.sides(Runs(records), scale)), contrast.digits)
+    values = by_seed(contrast.sides(Runs(records), scale))
+    return told(values, contrast.digits, contrast.sign)
 
 
 def names(judged: pd.DataFrame) -> list[str]:
@@ -391,10 +396,10 @@ def names(judged: pd.DataFrame) -> list[str]:
     return [f"{row['contrast']}, {row['group']}" for _, row in judged.iterrows()]
 
 
-def signed(x: float, digits: int) -> str:
+def signed(x: float, digits: int, plus: bool = True) -> str:
     """A number with its sign as readers see it; none on what rounds to zero."""
-    told = f"{x:+.{digits}f}"
-    return told[1:] if float(told) == 0 else told.replace("-", "−")
+    told = f"{x:{'+' * plus}.{digits}f}"
+    return told.lstrip("+-") if float(told) == 0 else told.replace("-", "−")
 
 
 def verdict(judged: pd.DataFrame, name: str) -> Verdict:

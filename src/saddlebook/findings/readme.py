@@ -383,7 +383,7 @@ def _gain(name: str, base: str, other: str, runs: Runs) -> Row:
 def _row(name: str, part: Contrast, paper: float, runs: Runs) -> Row:
     full, lite = (_estimate(part, runs, scale) for scale in ("full", "lite"))
     signs = len(part.sides(runs, "full")) > 1
-    printed = "" if math.isnan(paper) else _number(paper, part.digits, signs)
+    printed = "" if math.isnan(paper) else claims.signed(paper, part.digits, signs)
     return Row(name, paper, printed, full, lite)
 
 
@@ -394,13 +394,9 @@ def _estimate(part: Contrast, runs: Runs, scale: str) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan, 0, "–")
     mean = math.fsum(f * math.fsum(v.values()) / len(v) for f, v in sides)
     low, high = verdicts.t_interval(by_seed(sides))
-    told = [_number(x, part.digits, len(sides) > 1) for x in (mean, low, high)]
+    told = [claims.signed(x, part.digits, len(sides) > 1) for x in (mean, low, high)]
     text = told[0] if math.isnan(low) else f"{told[0]} ({told[1]} to {told[2]})"
     return Estimate(mean, low, high, count, text)
-
-
-def _number(x: float, digits: int, sign: bool) -> str:
-    return claims.signed(x, digits) if sign else f"{x:.{digits}f}"
 
 
 def _range(counts: Sequence[int]) -> str:

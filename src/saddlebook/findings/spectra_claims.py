@@ -47,6 +47,11 @@ class Exceeds(Contrast):
     less: Cell | None = None
     study: Callable[[Sequence[int]], list[Experiment]] = studies.dynamics
 
+    @property
+    def sign(self) -> bool:
+        """Whether it is a difference; a ratio alone is a size."""
+        return self.less is not None
+
     def experiments(self) -> list[Experiment]:
         """The study's runs, by default those of the dynamics figure."""
         names = {cell.method for cell in (self.more, self.less) if cell}
@@ -67,7 +72,7 @@ class Exceeds(Contrast):
             found = _differences(table, *self._of((one,)))
             if found:
                 mean = math.fsum(v for v, _ in found.values()) / len(found)
-                told.append(f"class {one % 10} {signed(mean, 3)}")
+                told.append(f"class {one % 10} {signed(mean, 3, self.sign)}")
         return ", ".join(told)
 
     def registered(self, runs: Runs, scale: str) -> P:
