@@ -198,6 +198,18 @@ def test_rows_of_other_modes_say_that_loss_and_gradient_are_of_fixed_images():
     assert "loss" in tables.sheet(clean)
 
 
+def test_rows_of_all_views_say_that_loss_and_gradient_are_of_them():
+    """Theirs are not of the fixed images: .39 nats where those have .18."""
+    viewed = item(mode="augmented", loss=0.39) | {"judged_on": "augmented"}
+    table = tables.spectra_table(
+        [run("sgd", 0, item(loss=0.18), released(loss=0.18), viewed)]
+    )
+    shown = tables.sheet(table, ("recurrence",))
+    assert "loss, fixed images" not in shown
+    of = dict(zip(shown["loss of"], shown["loss"], strict=True))
+    assert of == {"fixed images": "0.18", "all views": "0.39"}
+
+
 SPREAD = [(2.1, 1), (2.2, 1.1), (1.9, 0.9), (2.0, 1.05), (2.05, 0.95)]
 
 

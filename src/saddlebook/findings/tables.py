@@ -205,13 +205,17 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
 
     One run: value ± bound. More: mean and range over runs. Brackets: what a released
     mode reports though it is no eigenvalue of a fixed operator. Loss, gradient, slope
-    and fall are those of the fixed images in every mode, and named so where another
-    mode is shown.
+    and fall are those of the fixed images in every mode but that of all views, and
+    named so where another mode is shown.
     """
     names = {"label": "class", "data": "images from", "recurrence": "mode"}
     if table.empty:
         return pd.DataFrame({"spectra": [NONE]}, index=["–"])
-    fixed = "" if table["recurrence"].eq("clean").all() else ", fixed images"
+    views = pd.Series(
+        [item.get("judged_on") == "augmented" for item in table["item"]], table.index
+    )
+    plain = table["recurrence"].eq("clean").all() or views.any()
+    fixed = "" if plain else ", fixed images"
     rows = []
     for keys, part in table.groupby(list(by), sort=False):
         row = {names.get(k, k): WAYS.get(str(key), key)
@@ -223,6 +227,8 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
                 ("λmax", "lambda_max"),
             )
         }  # fmt: skip
+        if views.any():
+            row["loss of"] = "all views" if views[part.index].all() else "fixed images"
         row |= {
             f"{title}{fixed}": f"{part[name].mean():{form}}"
             for title, name, form in (
