@@ -15,8 +15,10 @@ from records import record
 from scipy import stats
 
 from saddlebook import studies
-from saddlebook.book import gather
+from saddlebook.book import gather, page
+from saddlebook.command.spectra import to_bytes
 from saddlebook.curvature.spectrum import Spectrum
+from saddlebook.disk.files import sha256
 from saddlebook.errors import VerifyError
 from saddlebook.findings import claims, report, spectra_claims, tables
 from saddlebook.findings.claims import Claim, Family
@@ -379,6 +381,32 @@ def test_counted_mistakes_are_those_of_the_records(tmp_path):
     (tmp_path / "weights/cifar10lt20_ce-drw_s0.weights").write_bytes(b"other")
     with pytest.raises(VerifyError, match="count its mistakes again"):
         gather.mistakes(tmp_path)
+
+
+def test_the_shipped_networks_stand_with_all_views_beside_their_records(tmp_path):
+    """The spectra command's file, of these very weights, or none."""
+    exp = gather.experiment("sgd", "full")
+    (tmp_path / "full").mkdir()
+    shutil.copy(RESULTS / "full" / f"{exp.slug}.json", tmp_path / "full")
+    shutil.copytree(RESULTS / "weights", tmp_path / "weights")
+    here = page.Page("ch11_as_published", {"scale": "lite", "results": str(tmp_path)})
+    path = gather.weights("sgd", tmp_path, "full")
+    sheet = path.with_name(f"{path.stem}-views.json")
+    sheet.unlink(missing_ok=True)
+    assert gather.viewed_networks(here).empty
+    measured = item(class_=9, low=-2.0, high=40.0)
+    del measured["line_losses"]
+    told = {"weights": sha256(path.read_bytes())}
+    sheet.write_bytes(to_bytes(told, [measured]))
+    table = gather.viewed_networks(here)
+    assert table["mode"].tolist() == ["clean", "as_published", "augmented"]
+    assert set(table["label"] % 10) == {9}
+    shown = tables.sheet(table, ("recurrence",)).loc["mean over all views"]
+    assert shown["|λmin/λmax|"].startswith("0.05")
+    assert (shown["loss of"], shown["fall"]) == ("all views", "–")
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(VerifyError, match=r"measure \S+ again"):
+        gather.viewed_networks(here)
 
 
 def test_mistakes_of_the_tail_are_told_by_group():

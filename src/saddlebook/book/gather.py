@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import shlex
 import time
@@ -36,7 +37,7 @@ from saddlebook.disk.files import (
 )
 from saddlebook.errors import DataError, VerifyError
 from saddlebook.experiment import LARGE, LISTED, Experiment
-from saddlebook.findings import claims, hypotheses, readme
+from saddlebook.findings import claims, hypotheses, readme, tables
 from saddlebook.scales import at_scale
 from saddlebook.store import RESULTS, Found, Store, find_records
 from saddlebook.train import run
@@ -295,6 +296,43 @@ def weights(
     """Where its weights are, if they are there."""
     exp = experiment(optimizer, scale)
     return Path(results) / "weights" / f"{exp.slug.removesuffix(f'_{exp.key}')}.weights"
+
+
+def viewed_networks(page: Page) -> pd.DataFrame:
+    """Spectra of classes that the shipped full-scale networks have in all views.
+
+    The ``spectra`` command measured those (``--views``); beside them stand the record's
+    spectra after the last epoch, fixed and as published. Empty without them.
+
+    Raises:
+        VerifyError: They are of other weights.
+    """
+    found = []
+    for optimizer in ("sgd", "sam"):
+        path = weights(optimizer, page.results, "full")
+        sheet = path.with_name(f"{path.stem}-views.json")
+        wanted = [experiment(optimizer, "full")] if sheet.is_file() else []
+        for record in find_records(wanted, page.results, "full").records:
+            found.append((record, _with_views(record, sheet, path)))
+    page.cite([record for record, _ in found])
+    return tables.items_table(found)
+
+
+def _with_views(record: Record, sheet: Path, path: Path) -> list[dict[str, Any]]:
+    told = load_json(sheet)
+    if told["of"]["weights"] != sha256(path.read_bytes()):
+        raise VerifyError(f"{path.name} changed; measure {sheet.name} again")
+    last, nowhere = record.experiment.epochs, [math.nan] * 3
+    more = {"mode": "augmented", "judged_on": "augmented", "line_losses": nowhere}
+    viewed = [item | more | {"epoch": last} for item in told["classes"]]
+    classes = {item["class"] for item in viewed}
+    beside = [
+        item
+        for item in record.spectra
+        if item["epoch"] == last and item["class"] in classes
+        if item["mode"] in ("clean", "as_published")
+    ]
+    return beside + viewed
 
 
 def count_mistakes(root: str | None = None, results: str | Path = RESULTS) -> Path:

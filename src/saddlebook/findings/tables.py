@@ -61,11 +61,18 @@ def spectra_table(records: Iterable[Record]) -> pd.DataFrame:
     by which the loss falls, mean of both ends of that step, which takes the gradient
     out.
     """
+    return items_table([(record, record.spectra) for record in records])
+
+
+def items_table(
+    measured: Iterable[tuple[Record, Iterable[Mapping[str, Any]]]],
+) -> pd.DataFrame:
+    """The same of a network's spectra that need not all stand in its record."""
     rows = [
         _row(record, item, stage)
-        for record in records
+        for record, items in measured
         for stage in [stages(record.experiment)]
-        for item in record.spectra
+        for item in items
         if "lambda_min_bound" in item
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"reported": bool})
@@ -230,7 +237,7 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
         if views.any():
             row["loss of"] = "all views" if views[part.index].all() else "fixed images"
         row |= {
-            f"{title}{fixed}": f"{part[name].mean():{form}}"
+            f"{title}{fixed}": _dash(part[name].mean(), form)
             for title, name, form in (
                 ("loss", "loss", ".2g"), ("‖g‖", "gradient_norm", ".2g"),
                 ("slope", "slope", ".2g"), ("fall", "fall", "+.2g"),
@@ -239,6 +246,10 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
         row |= {"images": f"{part['images'].iloc[0]:.0f}"}
         rows.append(row | {"runs": part["seed"].nunique()})
     return pd.DataFrame(rows).set_index(names.get(by[0], by[0]))
+
+
+def _dash(x: float, form: str) -> str:
+    return "–" if math.isnan(x) else f"{x:{form}}"
 
 
 def ratios(table: pd.DataFrame) -> pd.DataFrame:
