@@ -291,7 +291,7 @@ def assemble(
             "resumes": outcome.resumes,
             "side_by_side": outcome.side_by_side,
             "threads": provenance.threads,
-            "device": provenance.device,
+            "device": outcome.device or provenance.device,
         }
         | ({"processes": outcome.processes} if experiment.is_large else {}),
         provenance=provenance.to_dict(),

@@ -11,7 +11,7 @@ from test_train import SAM, TINY, Stopper
 
 from saddlebook import data, runner, studies
 from saddlebook.__main__ import main
-from saddlebook.disk.files import locked, read_checkpoint
+from saddlebook.disk.files import locked, read_checkpoint, save_checkpoint
 from saddlebook.errors import (
     CorruptError,
     LockedError,
@@ -183,6 +183,21 @@ def test_a_run_that_another_process_ends_meanwhile_is_no_trouble(alone):
     with locked(f"{runner.WORK}/{held.slug}.lock", held.slug):
         done = run_all(GROUP, group=2, results="results", note=ends)
     assert results(done) == alone
+
+
+@pytest.mark.parametrize("noted", ["NVIDIA H200", None])
+def test_a_record_names_the_device_that_trained_and_the_one_that_measured(noted):
+    """Networks are brought here from a GPU to be measured; its 39 s are not ours."""
+    first = runner.run(TINY)
+    file = Path(runner.WORK) / TINY.training.slug / "latest.ckpt"
+    meta, tensors = read_checkpoint(file)
+    assert first.timing["device"] == first.provenance["device"] == meta["device"]
+    del meta["device"]
+    save_checkpoint(file, meta | ({"device": noted} if noted else {}), tensors)
+    again = runner.run(TINY)
+    assert again.timing["device"] == (noted or "not noted")
+    assert again.provenance["device"] == first.provenance["device"]
+    assert results([again]) == results([first])
 
 
 def test_other_images_than_before_stop_the_group_and_lose_nothing():

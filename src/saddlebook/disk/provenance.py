@@ -47,7 +47,7 @@ SAME_CURVES = frozenset(
     | {"e20448f0bf8a4c21", "0726666a06fdf0a8", "7bd1232f11317ad8", "8fc777b9e657daab"}
     | {"e5326c43ce474279", "e5897f036d34b6a9", "dbb5c0ed0cc43620", "4faeccedd11c96fd"}
     | {"00ed2bb22795f4b9", "078917e9573399eb", "1b553f709c824ede", "6cf7ba36823d723b"}
-    | {"59d809008753d97c", "4de01d719c608f2a"}
+    | {"59d809008753d97c", "7b0984d8b26e58e7", "4de01d719c608f2a", "6268896d0edbd49c"}
 )
 # The same for tests/curvature/test_golden_spectra.py.
 SAME_SPECTRA = frozenset(

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from saddlebook import data
 from saddlebook.disk.files import read_checkpoint, save_checkpoint
+from saddlebook.disk.provenance import device_name
 from saddlebook.errors import NumericalError, Stopped, UsageError, explained
 from saddlebook.experiment import Experiment
 from saddlebook.train.optimizers import Hyper, State
@@ -182,6 +183,7 @@ class Run:
         )
         self.history: list[dict[str, Any]] = []
         self.epoch, self.seconds, self.resumes = 0, 0.0, 0
+        self.trained_on = device_name(torch.device(device))
         self._saved_at, self._saved_epoch = time.monotonic(), 0
         self._resume()
         self._good = self._copy()
@@ -253,6 +255,7 @@ class Run:
             self.resumes,
             {epoch: path for epoch, path in files.items() if path.exists()},
             self.task.digest,
+            device=self.trained_on,
         )
 
     def weights_file(self, epoch: int) -> Path:
@@ -274,6 +277,7 @@ class Run:
             "history": self.history,
             "seconds": self.seconds,
             "resumes": self.resumes,
+            "device": self.trained_on,
         }
 
     def save(self) -> None:
@@ -300,6 +304,8 @@ class Run:
         self._saved_epoch = self.epoch
         if self.epoch < self.experiment.epochs:
             self.resumes += 1
+        else:  # elsewhere, if its networks were brought here to be measured
+            self.trained_on = meta.get("device", "not noted")
 
     def _lacks_exports(self, epoch: int) -> bool:
         due = [e for e in self._exports if 0 < e <= epoch]

@@ -240,6 +240,7 @@ class Outcome:
         weights: Files of exported weights, by epoch.
         digest: Of the dataset.
         processes: That trained it, at the end.
+        device: Name of what trained it, at the end; empty: the one at hand.
     """
 
     history: list[dict[str, Any]]
@@ -251,6 +252,7 @@ class Outcome:
     weights: dict[int, Path]
     digest: str
     processes: int = 1
+    device: str = ""
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
