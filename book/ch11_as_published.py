@@ -161,8 +161,9 @@ page.judged(
 page.value("counts_views", claims.counts(views_found))
 
 # %% [markdown]
-# At the paper's own setting the rarest class has 8,100 views. One network of each kind, the
-# two that come with the book, so a number with its bound and no verdict:
+# At the paper's own setting the rarest class has 50 images and 8,100 views. One network of
+# each kind, the two that come with the book, so a number with its bound and no verdict. The
+# same measurement of any network: `python -m saddlebook spectra NETWORK --data … --views`.
 
 # %% tags=["remove-input"]
 paper_views = gather.viewed_networks(page)
