@@ -245,9 +245,8 @@ class Page:
             device=self.device,
             data_root=self.data,
         )
-        return wait_for_others(
-            run, runner.PATIENCE
-        )  # another chapter may have one in hand
+        # another chapter may have one in hand
+        return wait_for_others(run, runner.PATIENCE)
 
     def value(self, name: str, x: Any, fmt: str = "") -> None:
         """Publish a number for the prose: ``{glue:text}`name``` shows it.
