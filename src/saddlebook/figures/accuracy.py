@@ -213,8 +213,8 @@ def plot_effects(judged: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax: To draw on.
     """
     names = claims.names(judged)
-    lines = sum(3 if len(name) > 30 else 2 for name in names)  # on a phone, at most
-    ax = ax or panels(height=0.9 + 0.16 * lines)[0]
+    most = max(2, *(math.ceil(len(name) / 16) for name in names))  # lines, on a phone
+    ax = ax or panels(height=0.9 + 0.16 * most * len(names))[0]
     _rows(ax, judged, judged["difference"], names)
     ax.axvline(0, color=INK, linewidth=1)
     if judged["paper"].notna().any():
