@@ -168,7 +168,7 @@ page.fold("The test", claims.details(judged))
 # information and not a test of reproduction.
 #
 # **A hundred classes.** Plain cross-entropy on CIFAR-100-LT, from head to tail:
-# {glue:text}`hundred`; the paper's network: {glue:text}`hundred_paper`. {doc}`ch07_table` has
+# {glue:text}`hundred` at IF 20; the paper's network, at IF 100: {glue:text}`hundred_paper`. {doc}`ch07_table` has
 # all methods on it.
 
 # %% tags=["remove-input"]

@@ -232,8 +232,8 @@ page.table(
 # Before epoch 160, $\eta\lvert\lambda\rvert$ is above 0.1 and SAM would overshoot out of
 # any trap. After the drop it is far below. That is exactly when re-weighting starts and
 # the saddles are said to appear; there, with $\rho = ${glue:text}`rho`, SAM is *held*
-# wherever the gradient of the batch has $\lVert g\rVert <$ {glue:text}`trap`. Leaving a
-# saddle late is not what it can do.
+# wherever the gradient of the batch has $\lVert g\rVert <$ {glue:text}`trap`, in this
+# model, and elsewhere leaves more slowly than SGD: leaving a saddle late is not its strength.
 #
 # SGD, meanwhile, needs {glue:text}`sgd_late` steps in epochs 161–180, or
 # {glue:text}`epochs` epochs of twenty, to move ten times farther from such a saddle.

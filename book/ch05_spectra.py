@@ -70,9 +70,8 @@ page.source(lanczos.certificate)
 # %% [markdown]
 # **A negative eigenvalue alone is no saddle.** Training makes the gradient of the
 # *total* loss small, not that of each class. At a saddle of $L_y$ its own gradient must
-# be small too. So we stand at a point, walk along the lowest direction as far as
-# curvature alone would need to lower the loss by 0.1 nats,
-# $t = \sqrt{2 \cdot 0.1/|\lambda_{\min}|}$, and ask two questions:
+# be small too. Take the step $t = \sqrt{2 \cdot 0.1/|\lambda_{\min}|}$ along the lowest
+# direction: there curvature alone would lower the loss by 0.1 nats. Then ask two questions:
 #
 # - *slope*: what does the class's gradient promise over the same distance,
 #   $t\,\lVert g_y \rVert$? At a saddle far less than 0.1.
@@ -168,6 +167,7 @@ seen = tables.bends(fixed)
 page.value("negative", seen["negative"])
 page.value("along", seen["along"])
 page.value("by_group", seen["by_group"])
+page.value("lowest", seen["lowest"])
 
 # %% [markdown]
 # Behind the tables are {glue:text}`coverage`. λmin is negative beyond its bound in
@@ -180,13 +180,13 @@ page.value("by_group", seen["by_group"])
 # *Slope* is said of the point, by its whole gradient. Along the lowest direction itself
 # the gradient is small, in the middle {glue:text}`along` % of its norm. So every class,
 # frequent or rare, does bend down somewhere, and none stands still. Beside
-# $\lambda_{\max}$ that bend is small with SGD, and no larger in the tail than in the head:
+# $\lambda_{\max}$ that bend is small with SGD, and not shown to differ between tail and head:
 # {glue:text}`by_group`.
 #
-# The ratio is *larger* with SAM. That is not more negative curvature: both ends move
-# with the loss of a class, SAM leaves that loss higher, and it lowers $\lambda_{\max}$
-# by more than $\lambda_{\min}$. Two networks at two losses cannot be told apart by a
-# ratio; {doc}`ch10_what_explains_the_gain` compares them at equal loss.
+# The ratio is *larger* with SAM. As these networks stand their tail has more negative
+# curvature, too: $\lambda_{\min}$ is {glue:text}`lowest`. But both ends move with the loss of
+# a class, and SAM leaves that loss higher. At equal loss it has less negative curvature, and
+# still less of the positive ({doc}`ch10_what_explains_the_gain`).
 
 # %% tags=["remove-input"]
 released = tables.pick(last, mode="as_published")

@@ -243,8 +243,8 @@ page.value("ahead_again", wide["here"])
 #   not; both optimizers are favoured alike.
 # - **Cost.** SAM takes twice the time of SGD. A fair race would give SGD twice the
 #   epochs.
-# - **Bounds.** Three points for the tail and half of that overall were fixed before any
-#   run, but they are a choice.
+# - **Bounds.** Three points for the tail and half of that overall were fixed before the
+#   reported runs, but they are a choice.
 #
 # ## Summary and exercises
 #

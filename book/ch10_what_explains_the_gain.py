@@ -91,8 +91,7 @@ page.value("after_the_fact", "; ".join(told))
 # %% [markdown]
 # ## The test
 #
-# On seeds 5 to 9, which no other page uses, with hypotheses and margins written before any
-# of these runs. (a1): SAM, PGD and LPF-SGD lie within 3 points of the line of their own
+# On fresh seeds, 5 to 9, with hypotheses and margins written before any of these runs. (a1): SAM, PGD and LPF-SGD lie within 3 points of the line of their own
 # seed. (a2): SAM only after re-weighting starts lies above it. (a3): SAM only before lies
 # below it.
 
@@ -141,9 +140,9 @@ page.table(
 
 # %% [markdown]
 # Group DRO does what it is made for: every group ends at a like training loss. Its test
-# accuracy falls from head to tail all the same. So the curve is no law of nature: it orders
-# runs that are re-weighted alike, and how well the tail is fitted does not by itself say
-# how well it is recognised.
+# accuracy falls from head to tail all the same. So the curve is no law: Group DRO lies far
+# below it, SAM in one part of training some points above or below it, and how well the tail
+# is fitted does not by itself say how well it is recognised.
 
 # %% [markdown]
 # ## Curvature at equal loss
@@ -183,9 +182,9 @@ page.table(
 
 # %% [markdown]
 # SAM lowers $|\lambda_{\min}|$, as the paper says, and lowers $\lambda_{\max}$ more: the
-# ratio of the two, which the paper reads as distance from a saddle, goes *up*. The fitted
-# line stands there because it was the first estimate; it compares networks whose losses
-# hardly overlap, and it understates the factor. All of this was looked at after the records
+# ratio of the two, which the paper reads as distance from a saddle, goes *up*. The last row,
+# the fitted line, is an older estimate: the losses of the two methods hardly overlap, so it
+# extrapolates, and it finds a smaller effect. All of this was looked at after the records
 # were made, so none of it is a registered test. And equal loss is not equal scale: behind
 # batch norm a network with smaller weights has larger curvature at the same loss, and
 # weight decay makes weights small. The rows before the switch compare equal weight decays.
@@ -254,7 +253,7 @@ page.value("counts_steps", claims.counts(optimised))
 #
 # The paper measures a class on its training images: thousands of the head, fifty of the
 # rarest. Here is class 0, which has 1,000, on ever fewer of them, on networks of seeds 5 to
-# 9 whose spectra no other page shows. Hypotheses written before: with images fixed the
+# 9. Hypotheses written before any spectrum of theirs: with images fixed the
 # ratio is larger on 25 images than on all (c1); as published, larger on 50 than on 400
 # (c2); and on the same 50 images larger as published than averaged over all views (c3).
 
@@ -307,8 +306,8 @@ sharp_found = gather.verdicts(page, edges.edge_family())
 figures.show(
     sweeps.plot_edges(edges.edge_table(sharp)),
     "Sharpness of the total loss and the edge that the step size, the radius and the batch "
-    "gradient predict; after the switch the step size falls a hundredfold and the edge "
-    f"rises as much. {sweeps.setting_or_none(sharp)}",
+    "gradient predict; after the switch the step size falls a hundredfold, SGD's edge "
+    f"rises as much and SAM's less. {sweeps.setting_or_none(sharp)}",
 )
 page.judged(
     sharp_found,

@@ -93,7 +93,7 @@ page.table(changed, "The same experiment (CE+DRW+SAM) at the four scales")
 
 # %% [markdown]
 # The radius is mapped too: the one that suits the paper's network is too large for a
-# smaller one. How the mapping was chosen, on seeds that are never reported, is told in
+# smaller one. How the mapping was chosen, on a seed that is never reported, is told in
 # the project's `DESIGN.md`.
 #
 # ## Under your own hands

@@ -38,10 +38,11 @@ page.cards(cards)
 # images, but fewer, and a smaller network, five seeds. Horizontal bars are 95 %
 # intervals.
 #
-# ## Every claim and its verdict
+# ## The main claims and their verdicts
 #
 # A claim is **supported**, **contradicted** or **undecided**, by one rule: the
-# difference is tested paired by seed and unpaired, both must agree, and p-values are
+# difference in accuracy is tested paired by seed and unpaired, both must agree; curvature
+# is tested by t over seeds; and p-values are
 # adjusted for the number of claims that were listed together (Holm). *Undecided* says
 # why, and how large a difference the runs would have shown. Where the claim is that
 # nothing is gained, a gain of the margin or more must be rejected. The rows open.
@@ -92,8 +93,8 @@ page.table(
 # Before asking whether we find an effect, ask whether the printed means and spreads
 # establish it. Welch tests on the printed numbers, three runs each assumed, adjusted
 # over all sixteen: SAM's gain on the tail of CIFAR-10-LT is well supported where the
-# loss is re-weighted or has margins, and plain cross-entropy gains nothing there. So
-# the slogan "SAM helps the tail" is, on the paper's own numbers, "SAM helps the tail
+# loss is re-weighted or has margins; for plain cross-entropy they leave open whether there is
+# a gain. So the slogan "SAM helps the tail" is, on the paper's own numbers, "SAM helps the tail
 # *of re-weighted training*", and that is what we test.
 
 # %% tags=["remove-input"]

@@ -360,7 +360,7 @@ def views(seeds: Sequence[int] = FRESH_SEEDS) -> list[Experiment]:
     is above .5. Test: t over seeds, one-sided. Holm over the four.
 
     Networks of one other seed had been measured so before (.06 with SGD, .15 with SAM);
-    seeds whose spectra of rare classes no page shows; written before these spectra.
+    seeds whose spectra of rare classes had not been; written before these spectra.
     """
     return [
         replace(e, spectra_at=(e.epochs,), spectra_plan="views")
@@ -408,8 +408,8 @@ def edge(seeds: Sequence[int] = FRESH_SEEDS) -> list[Experiment]:
     Hypothesis (e4): with SGD the class weights alone raise it. Tests of these: t over
     seeds, two-sided, Holm over the four.
 
-    Seeds whose spectra no page shows; written before these runs. To know the price, one
-    network was measured before: SAM at the paper's radius, tuning seed 100.
+    Seeds whose total loss had not been measured; written before these runs. To know the
+    price, one network was measured before: SAM at the paper's radius, tuning seed 100.
     """
     shown = _RHO["cifar10"]["ce+drw"]
     return [

@@ -108,7 +108,7 @@ class TestMeasuring:
         digits = data.load("digits")
         rows = (digits.train_labels == 9).nonzero().flatten()
         six = digits.train_images[rows[data.epoch_order(0, 0, len(rows))[:6]]]
-        every = torch.cat([data.normalise(view) for view in hessian.all_views(six)])
+        every = torch.cat([data.normalise(view) for view in data.all_views(six)])
         assert (item["images"], item["views"], len(every)) == (6, 18, 108)
         truth = hessian.spectrum(
             small(), nn.CrossEntropyLoss(), every, torch.full((108,), 9), rtol=1e-3
@@ -117,11 +117,6 @@ class TestMeasuring:
         assert item["lambda_max"] == pytest.approx(truth.lambda_max, rel=1e-4)
         line = said(capsys, "--classes", "9", "--limit", "6", "--out", "t", code=2)
         assert "(views differ)" in line
-
-    def test_views_beyond_memory_are_refused(self, here, capsys, monkeypatch):
-        monkeypatch.setattr(subject, "_VIEWS", 10_000)
-        line = said(capsys, "--classes", "9", "--views", code=7)
-        assert "give a --limit" in line
 
     def test_loss_and_gradient_are_those_of_the_class(self, here):
         assert run("--classes", "7") == 0

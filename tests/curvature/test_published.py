@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from saddlebook import data
 from saddlebook.curvature import hessian
 from saddlebook.curvature.lanczos import diagonal_share, lanczos, released, starts
 from saddlebook.curvature.problem import Problem
@@ -158,7 +159,7 @@ def test_frozen_holds_every_image_in_each_draw():
 
 def test_views_are_all_that_training_draws_and_nothing_else():
     images = small()[2][:1]
-    views = {bytes(view.numpy().tobytes()) for view in hessian.all_views(images)}
+    views = {bytes(view.numpy().tobytes()) for view in data.all_views(images)}
     first = torch.tensor([0])
     drawn = Counter(
         bytes(augment(images, 0, epoch, first).numpy().tobytes())
@@ -174,7 +175,7 @@ def test_augmented_measures_the_mean_loss_over_all_views():
     found = hessian.measure(model, loss, images, labels, "augmented", steps=STEPS)
     products = [
         best_product(Problem(model, loss, normalise(view), labels), torch.float64)
-        for view in hessian.all_views(images)
+        for view in data.all_views(images)
     ]
     assert found["loss"] == pytest.approx(np.mean([p.value() for p in products]))
     slope = sum(p.gradient() for p in products) / len(products)

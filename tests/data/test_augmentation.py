@@ -9,7 +9,7 @@ from torchvision.transforms import functional as tv
 
 from saddlebook import data
 from saddlebook.data.augmentation import MEAN, STD
-from saddlebook.errors import UsageError
+from saddlebook.errors import ResourceError, UsageError
 
 
 def images(count, size, seed=0):
@@ -136,3 +136,10 @@ def test_resizing_up_repeats_pixels_and_back_again_changes_nothing():
 def test_a_size_that_does_not_fit_is_refused(size):
     with pytest.raises(UsageError, match="does not fit images of 32 pixels"):
         data.resize(images(1, 32), size)
+
+
+def test_all_views_beyond_memory_are_refused():
+    image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    assert len(data.all_views(image, most=162 * 3 * 32 * 32 * 4)) == 162
+    with pytest.raises(ResourceError, match="--limit"):
+        data.all_views(image, most=162 * 3 * 32 * 32 * 4 - 1)

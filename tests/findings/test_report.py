@@ -438,6 +438,7 @@ def test_runs_made_twice_are_pairs_of_one_training_by_two_codes():
     noise = report.rerun_noise(pairs)
     assert noise["difference"] == pytest.approx(2)
     assert noise["rerun"] == pytest.approx(2 / 2**0.5)
+    assert noise["luck"] == pytest.approx(100 * (noise["rerun"] / noise["seeds"]) ** 2)
     name = {r.experiment.seed: r.experiment.method for r in again}
     both = [s for s in name if len([r for r in again if r.experiment.seed == s]) > 1]
     gained = report.gain_again(pairs, "CE+SAM", "CE")

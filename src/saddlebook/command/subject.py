@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from saddlebook import data, measure, models
-from saddlebook.curvature import hessian
 from saddlebook.curvature.problem import Loss
 from saddlebook.data import folders, sources
 from saddlebook.data.folders import Images
@@ -34,7 +33,6 @@ from saddlebook.disk.files import decoded_checkpoint, read_whole, sha256
 from saddlebook.errors import (
     CorruptError,
     MachineError,
-    ResourceError,
     UsageError,
     explained,
     nearest,
@@ -303,7 +301,6 @@ LOSSES: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
 _CUT = ("imbalance_factor", "max_count", "image_size")
 _OURS = ("model", "loss", "normalise", *_CUT)  # an export says these itself
 _MOST = 2**34  # bytes of a checkpoint
-_VIEWS = 2**33  # bytes of all views of a class
 _SHARED = ("held_out", "limit", "seed", "rtol", "precision", "basis")
 
 
@@ -330,23 +327,12 @@ class Subject(NamedTuple):
         """Images of a class as the model takes them, view by view. [V·N, 3, H, W]"""
         images = self.images.read(class_, rows)
         if self.views:
-            images = torch.cat(_all_views(images))
+            images = torch.cat(data.all_views(images))
         colours = COLOURS[self.colours]
         if colours is None:
             return data.normalise(images)
         mean, std = (torch.tensor(values)[:, None, None] for values in colours)
         return (images.float() / 255 - mean) / std
-
-
-def _all_views(images: Tensor) -> list[Tensor]:
-    """As ``hessian.all_views`` has them, if they fit the memory as float32."""
-    size = 4 * images.numel() * 2 * (2 * data.padding(images.shape[-1]) + 1) ** 2
-    if size > _VIEWS:
-        raise ResourceError(
-            f"all crops and flips of {len(images)} images take {size / 1e9:.0f} GB; "
-            "give a --limit, or a smaller --image-size"
-        )
-    return hessian.all_views(images)
 
 
 def find_subject(options: argparse.Namespace) -> Subject:

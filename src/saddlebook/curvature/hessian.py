@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import product as pairs
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +40,7 @@ from saddlebook.curvature.problem import Loss, Problem, bare
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.resnet import best_product
 from saddlebook.curvature.spectrum import Spectrum, rounded
-from saddlebook.data import augment, crop_flip, normalise, padding
+from saddlebook.data import all_views, augment, normalise
 from saddlebook.errors import UsageError, one_of
 
 _STREAM = 2**32  # training draws its augmentations below this seed
@@ -420,28 +419,6 @@ def redraw(images: Tensor, seed: int, draw: int, dtype: torch.dtype) -> Tensor:
     """Crops and flips number ``draw`` of uint8 images, normalised. [N, 3, H, W]"""
     indices = torch.arange(len(images))
     return normalise(augment(images, _STREAM + seed, draw, indices), dtype)
-
-
-def all_views(images: Tensor) -> list[Tensor]:
-    """All images training can make of each, every one as likely: 162 at 32 pixels.
-
-    Args:
-        images: uint8. [N, 3, H, W]
-
-    Returns:
-        A tensor [N, 3, H, W] per window, and mirrored.
-    """
-    places = range(2 * padding(images.shape[-1]) + 1)
-    kinds = pairs(places, places, (False, True))
-    count, device = len(images), images.device
-    return [
-        crop_flip(
-            images,
-            torch.tensor([[row, column]], device=device).expand(count, 2),
-            torch.tensor([flip], device=device).expand(count),
-        )
-        for row, column, flip in kinds
-    ]
 
 
 def redrawn_product(

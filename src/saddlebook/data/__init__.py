@@ -1,6 +1,7 @@
 """Reads image datasets, draws their long tail and brings batches to the network."""
 
 from saddlebook.data.augmentation import EpochPlan as EpochPlan
+from saddlebook.data.augmentation import all_views as all_views
 from saddlebook.data.augmentation import augment as augment
 from saddlebook.data.augmentation import crop_flip as crop_flip
 from saddlebook.data.augmentation import epoch_order as epoch_order

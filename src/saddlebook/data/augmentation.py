@@ -7,6 +7,7 @@ that neither the batch size nor a resume nor the device changes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from saddlebook.errors import UsageError
+from saddlebook.errors import ResourceError, UsageError
 
 # Channel statistics of the released training scripts (LDAM-DRW and Saddle-LongTail),
 # for CIFAR-100 too.
@@ -110,6 +111,38 @@ def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
     sample = torch.arange(len(images), device=images.device)
     cropped = windows[sample, :, offsets[:, 0], offsets[:, 1]]
     return torch.where(flips[:, None, None, None], cropped.flip(-1), cropped)
+
+
+def all_views(images: Tensor, most: int = 2**33) -> list[Tensor]:
+    """All images training can make of each, every one as likely: 162 at 32 pixels.
+
+    Args:
+        images: uint8. [N, 3, H, W]
+        most: Bytes that they may take as float32.
+
+    Returns:
+        A tensor [N, 3, H, W] per window, and mirrored.
+
+    Raises:
+        ResourceError: They would take more.
+    """
+    size = 4 * images.numel() * 2 * (2 * padding(images.shape[-1]) + 1) ** 2
+    if size > most:
+        raise ResourceError(
+            f"all crops and flips of {len(images)} images take {size / 1e9:.1f} GB; "
+            "take fewer images (--limit), or smaller ones (--image-size)"
+        )
+    places = range(2 * padding(images.shape[-1]) + 1)
+    kinds = product(places, places, (False, True))
+    count, device = len(images), images.device
+    return [
+        crop_flip(
+            images,
+            torch.tensor([[row, column]], device=device).expand(count, 2),
+            torch.tensor([flip], device=device).expand(count),
+        )
+        for row, column, flip in kinds
+    ]
 
 
 def normalise(

@@ -48,13 +48,14 @@ SAME_CURVES = frozenset(
     | {"e5326c43ce474279", "e5897f036d34b6a9", "dbb5c0ed0cc43620", "4faeccedd11c96fd"}
     | {"00ed2bb22795f4b9", "078917e9573399eb", "1b553f709c824ede", "6cf7ba36823d723b"}
     | {"59d809008753d97c", "7b0984d8b26e58e7", "4de01d719c608f2a", "6268896d0edbd49c"}
+    | {"004cdfa179fb2338"}
 )
 # The same for tests/curvature/test_golden_spectra.py.
 SAME_SPECTRA = frozenset(
     {"7399c5da965aee57", "da0f68f853d2af2a", "93fb3deaa0d2987c", "80d1e9ad3283c9df"}
     | {"adacfa59dc55ead2", "cae229c0467771ee", "ed3eba89daf341a0", "d1770c4e7a716bef"}
     | {"9cf8b30a7caecf56", "dedab5fd792f7915", "2516402fcbc75c48", "87631317a7865338"}
-    | {"842eecfaef6b6d3b"}
+    | {"842eecfaef6b6d3b", "fb645f094c31510b"}
 )
 _PACKAGE = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ number of every seed, and the bounds that the number must keep:
 
 - A contrast keeps a bound if a t-test over the seeds rejects the other side. What
   compares runs of two settings is tested paired by seed *and* unpaired (Welch), and the
-  larger p-value counts: pairing by seed is nearly worthless here, and once misleads.
+  larger p-value counts: pairing by seed may bring little here, and once misleads.
 - A claim is supported if all contrasts of one of its alternatives keep their bounds:
   the largest p of an alternative counts, the smallest of k alternatives k times. It is
   contradicted if, in every alternative, one of m contrasts breaks a bound: the smallest

@@ -17,13 +17,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from saddlebook import studies
 from saddlebook.experiment import Experiment
-from saddlebook.findings.claims import Claim, Contrast, Family, Runs, Sides
+from saddlebook.findings.claims import Claim, Contrast, Family, Runs, Sides, signed
 from saddlebook.findings.report import BASES, CELL, MARGINS, paper
 from saddlebook.record import Record
 from saddlebook.scales import at_scale
@@ -218,6 +219,18 @@ def printed_gain(base: str, other: str, group: str, dataset: str = "cifar10") ->
     means = paper("table1", dataset).set_index(CELL)["mean"].to_dict()
     pair = (means.get((name, group), math.nan) for name in (other, base))
     return round(-np.subtract(*reversed([*pair])), 6)
+
+
+def within_seeds(
+    others: Sequence[str], runs: Runs, base: str = "CE+DRW", scale: str = "full"
+) -> list[str]:
+    """Changes of the tail by several methods, mean over seeds that have all, signed."""
+    known = settings()
+    pairs = [difference("", "tail", [known[one]], [known[base]]) for one in others]
+    parts = [pair.sides(runs, scale) for pair in pairs]
+    seeds = set.intersection(*(set(values) for part in parts for _, values in part))
+    found = [[sum(f * v[s] for f, v in part) for s in seeds] for part in parts]
+    return [signed(fmean(one), 1) if one else "–" for one in found]
 
 
 def main_table() -> Family:

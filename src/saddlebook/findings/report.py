@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from saddlebook.experiment import Experiment
     from saddlebook.record import Record
 
-# Points, fixed before any result was seen; head and mid have none, so no verdict
+# Points, fixed before the reported runs; head and mid have none, so no verdict
 MARGINS = {"overall": 1.5, "tail": 3.0}
 PAPER_RUNS = 3  # behind each printed mean: assumed, no source says
 CELL = ["method", "group"]
@@ -172,17 +172,19 @@ def rerun_noise(pairs: pd.DataFrame, group: str = "tail") -> dict[str, float]:
     Returns:
         ``difference``, root mean square of again minus first; ``largest`` of it;
         ``rerun``, the standard deviation of a single run that this means; ``seeds``,
-        that of the first runs around their method's mean.
+        that of the first runs around their method's mean; ``luck``, the share of a
+        rerun in their variance, percent.
     """
     off, first = pairs[f"{group} again"], pairs.groupby("method")[group]
     inside = pairs[group] - first.transform("mean")
     free = max(1, len(pairs) - first.ngroups)
-    square = float((off**2).mean())
+    square, spread = float((off**2).mean()), float((inside**2).sum() / free)
     return {
         "difference": square**0.5,
         "largest": float(off.abs().max()),
         "rerun": (square / 2) ** 0.5,
-        "seeds": float((inside**2).sum() / free) ** 0.5,
+        "seeds": spread**0.5,
+        "luck": 50 * square / spread if spread else float("nan"),
     }
 
 

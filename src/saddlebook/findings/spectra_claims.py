@@ -389,7 +389,8 @@ def flattening(table: pd.DataFrame) -> str:
     found = (factor_by_seed(at_equal_loss(early, end)) for end in ENDS)
     low, high = (f"{_middle(f)} times" if f else "" for f in found)
     return (
-        "SAM does flatten: where both fit a class equally well, before the switch, its "
+        "Looked at afterwards, in no registered test: where both fit a class equally "
+        "well, before the switch, SAM's "
         f"most negative curvature is {f'{low} that of SGD' if low else NONE}, and its "
         f"largest {high or NONE}."
     )

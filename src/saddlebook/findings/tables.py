@@ -218,9 +218,7 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
     names = {"label": "class", "data": "images from", "recurrence": "mode"}
     if table.empty:
         return pd.DataFrame({"spectra": [NONE]}, index=["–"])
-    views = pd.Series(
-        [item.get("judged_on") == "augmented" for item in table["item"]], table.index
-    )
+    views = table["item"].map(lambda item: item.get("judged_on") == "augmented")
     plain = table["recurrence"].eq("clean").all() or views.any()
     fixed = "" if plain else ", fixed images"
     rows = []
@@ -360,19 +358,22 @@ def bends(fixed: pd.DataFrame) -> dict[str, str]:
     Returns:
         ``negative``: in how many λmin is negative beyond its bound; ``along``: the
         gradient along the lowest direction over its norm, median, percent;
-        ``by_group``: the mean ratio by method and group.
+        ``by_group``: the mean ratio by method and group; ``lowest``: the tail's mean
+        λmin by method.
     """
     down = fixed["lambda_min"] + fixed["lambda_min_bound"] < 0
     along = (fixed["gradient_along"] / fixed["gradient_norm"]).abs().median()
     of = {label: g for g, some in class_groups(10).items() for label in some}
     groups = fixed.assign(group=fixed["label"].map(of))
-    means = groups.groupby(["method", "group"], sort=False)["nonconvexity"].mean()
-    names = [", ".join(map(str, keys)) for keys in means.index]
-    told = [f"{name} {mean:.3f}" for name, mean in zip(names, means, strict=True)]
+    by = groups.groupby(["method", "group"], sort=False, as_index=False)
+    means = by["nonconvexity"].mean().itertuples()
+    told = [f"{row.method}, {row.group} {row.nonconvexity:.3f}" for row in means]
+    tail = groups[groups["group"] == "tail"].groupby("method")["lambda_min"].mean()
     return {
         "negative": f"{down.sum()} of {len(down)}",
         "along": f"{100 * along:.1f}",
         "by_group": "; ".join(told) or NONE,
+        "lowest": " and ".join(f"{x:.2f} with {m}" for m, x in tail.items()) or NONE,
     }
 
 

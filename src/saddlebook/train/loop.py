@@ -115,13 +115,11 @@ def train(
     _check_alike(experiments)
     task = prepare(experiments[0], dataset, device)
     runs = [Run(e.training, task, folder, device, e.spectra_at) for e in experiments]
-    graphs = CudaGraphs() if torch.device(device).type == "cuda" else None
-    together = SideBySide(graphs)
+    together = SideBySide(CudaGraphs() if "cuda" in device else None)
     try:
         with arithmetic(experiments[0].precision):
             for epoch in range(1, max(e.epochs for e in experiments) + 1):
-                due = [run for run in runs if run.next_epoch == epoch]
-                if due:
+                if due := [run for run in runs if run.next_epoch == epoch]:
                     _advance(together, due, watcher, save_every)
             return [run.outcome(len(runs)) for run in runs]
     finally:
@@ -451,15 +449,14 @@ def _advance(
 
 def _check_alike(experiments: Sequence[Experiment]) -> None:
     for name in ALIKE:
-        values = {getattr(e, name) for e in experiments}
-        if len(values) > 1:
+        if len(values := {getattr(e, name) for e in experiments}) > 1:
             raise UsageError(f"runs trained together differ in {name}: {values}")
 
 
 def _stopped(runs: Sequence[Run]) -> Stopped:
-    first, more = runs[0], f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    exp, epoch = runs[0].experiment, runs[0].epoch
+    more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
     return Stopped(
-        f"stopped {first.experiment.slug}{more} in epoch {first.epoch + 1} of "
-        f"{first.experiment.epochs}; the same command continues after epoch "
-        f"{first.epoch}"
+        f"stopped {exp.slug}{more} in epoch {epoch + 1} of {exp.epochs}; the same "
+        f"command continues after epoch {epoch}"
     )
