@@ -249,7 +249,8 @@ page.value("ahead_again", wide["here"])
 # ## Summary and exercises
 #
 # With weight decay tuned alike, plain SGD is at least as good as SAM overall (iii), over
-# six values as over four (vi). The control on CIFAR-100-LT: {glue:text}`hundred`. When in training SAM's gain arises (iv) is not decided by five seeds.
+# six values as over four (vi). Of the four claims on the control on CIFAR-100-LT:
+# {glue:text}`hundred`. When in training SAM's gain arises (iv) is not decided by five seeds.
 #
 # 1. In the toy, give SAM's walkers noise 0.3. Do they leave now, and at which radius do
 #    they stop leaving?

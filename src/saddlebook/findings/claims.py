@@ -423,6 +423,13 @@ def in_words(row: Any) -> str:
     return f"“{row['statement']}” is {row['word']}: {row['here']}{seeds}{because}."
 
 
+def ahead(row: Any) -> str:
+    """Which of SAM and SGD the interval of their difference favours."""
+    if row["low"] > 0:
+        return "SAM is ahead"
+    return "plain SGD is ahead" if row["high"] < 0 else "neither is ahead"
+
+
 def counts(judged: pd.DataFrame) -> str:
     """How many claims there are of each word."""
     words = judged["word"].value_counts()
