@@ -343,8 +343,8 @@ def rival(scale: str = "lite", results: str | Path = RESULTS) -> Card:
         "scale, with weight decay tuned for each, SAM changes overall accuracy by "
         f"{found['here']['iii']} points: {claims.ahead(found.loc['iii'])}. With the "
         f"larger weight decay SAM changes the tail by {adds['here']} points: that it "
-        f"does is {adds['word']}. On CIFAR-100-LT, each tuned on one seed, weight decay "
-        f"minus SAM is {hundred['here']} points on the tail: that they differ is "
+        f"does is {adds['word']}. On CIFAR-100-LT, each tuned on one seed, weight "
+        f"decay minus SAM is {hundred['here']} points on the tail: that they differ is "
         f"{hundred['word']}."
     )
     return _card(
