@@ -174,6 +174,18 @@ class TestMeasuring:
         line = said(capsys, "--root", data_root, "--loss", "vs", code=2, **told)
         assert "leave out --loss" in line
 
+    @pytest.mark.parametrize("optimizer", ["ce-drw", "ce-drw-sam"])
+    def test_what_the_book_shows_of_all_views_is_whole_and_converged(self, optimizer):
+        path = SHIPPED.with_name(f"cifar10lt100_{optimizer}_s0.weights")
+        file = path.with_name(f"{path.stem}-views.json")
+        if not file.exists():
+            pytest.skip("not measured yet; chapter 11 names the command")
+        sheet = spectra.read_sheet(file)
+        assert sheet["of"]["weights"] == sha256(path.read_bytes()).hexdigest()
+        for item in sheet["classes"]:
+            assert item["views"] == 162
+            assert item["converged"] == [True, True]
+
     def test_our_networks_are_seen_in_their_tensors(self, here):
         model = models.build_model("resnet8", 10, 4, True, 3)
         path = saved({"state_dict": model.state_dict()}, here / "cos.pt")
