@@ -172,6 +172,9 @@ page.table(
     "The paper's own setting, class 9 after the last epoch (seed 0), all its 50 images. "
     "In brackets: reported by the procedure, no eigenvalue of any fixed matrix",
 )
+exact = tables.pick(paper_views, mode="augmented").groupby("method")
+told = [f"{m} {tables.text(one, 'nonconvexity')}" for m, one in exact]
+page.value("paper_views", ", ".join(told) or tables.NONE)
 
 # %% [markdown]
 # ## Is it the tail, or is it few images?
@@ -286,11 +289,13 @@ page.value("floor30", known.cosine_floor(10, 30), ".1e")
 # ## Summary and exercises
 #
 # Two small steps, a loader with augmentation and a norm taken one line early, give a
-# ratio near 1 in the rarest classes with SGD, where fixed images give a small one. Claims: {glue:text}`causes`; on the mean
-# over all views: {glue:text}`counts_views`. The vector that
-# the procedure names as most negative is no direction of large negative curvature: along
-# it, at laptop scale, curvature is positive in the tail with SGD at the seeds measured, and
-# negative in class 5 and in every SAM network, so no claim about its sign survives the correction.
+# ratio near 1 in the rarest classes with SGD, where fixed images give a small one. Claims:
+# {glue:text}`causes`; on the mean over all views: {glue:text}`counts_views`. There
+# $|\lambda_{\min}/\lambda_{\max}|$ of class 9 is, in the paper's own setting and of one network
+# each, {glue:text}`paper_views`. The vector that the procedure names as most negative is no
+# direction of large negative curvature: along it, at laptop scale, curvature is positive in
+# the tail with SGD at the seeds measured, and negative in class 5 and in every SAM network,
+# so no claim about its sign survives the correction.
 #
 # 1. In the table of ways to measure, compare `redrawn` with `frozen`. Both see
 #    augmented images; what is the one difference?
