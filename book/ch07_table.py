@@ -23,7 +23,7 @@ import pandas as pd
 from saddlebook import figures, optim
 from saddlebook.book import Page, gather
 from saddlebook.figures import sweeps
-from saddlebook.findings import claims, hypotheses, report
+from saddlebook.findings import claims, hypotheses, readme, report
 from saddlebook.theory import saddles
 
 # %% tags=["remove-input"]
@@ -273,8 +273,7 @@ page.value("printed_gain", judged["paper"].iloc[3], "+.1f")
 # %% tags=["remove-input"]
 hundred = gather.second_set(page, "table1_cifar100", "control_cifar100")
 told = gather.second_verdicts(page)
-fit = report.fit_by_group(hundred, ["CE+DRW"]).get("training loss, tail")
-page.value("hundred_loss", "–" if fit is None else f"{fit.iloc[0]:.2f}")
+page.value("hundred_loss", readme.tail_loss(hundred))
 beside = sweeps.comparison(hundred, report.paper("table1", "cifar100"))
 page.table(
     beside.drop(columns="verdict"),

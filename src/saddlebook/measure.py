@@ -19,7 +19,7 @@ from saddlebook.curvature import hessian
 from saddlebook.curvature.hessian import MODES
 from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.spectrum import rounded
-from saddlebook.data import Dataset, class_groups, normalise, padding, resize
+from saddlebook.data import Dataset, class_groups, normalise, resize, view_count
 from saddlebook.disk.files import (
     read_checkpoint,
     read_whole,
@@ -227,7 +227,7 @@ def image_products(
     counts = class_counts if item["class"] is None else [class_counts[item["class"]]]
     count = min(sum(counts), limit(experiment, class_counts, item) or sum(counts))
     if MODES[item["of"]].images == "all":
-        count *= 2 * (2 * padding(experiment.image_size) + 1) ** 2
+        count *= view_count(experiment.image_size)
     return round(count * _steps(experiment) * _share(item))
 
 

@@ -9,6 +9,7 @@ from saddlebook.data.augmentation import epoch_plan as epoch_plan
 from saddlebook.data.augmentation import normalise as normalise
 from saddlebook.data.augmentation import padding as padding
 from saddlebook.data.augmentation import resize as resize
+from saddlebook.data.augmentation import view_count as view_count
 from saddlebook.data.augmentation import view_numbers as view_numbers
 from saddlebook.data.folders import counted as counted
 from saddlebook.data.folders import groups as groups

@@ -84,6 +84,11 @@ def padding(image_size: int) -> int:
     return max(1, image_size // 8)
 
 
+def view_count(image_size: int) -> int:
+    """Crops and flips that an image of that many pixels can have."""
+    return 2 * (2 * padding(image_size) + 1) ** 2
+
+
 def augment(images: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
     """Random crop after zero padding and horizontal flip with probability 1/2.
 
@@ -126,7 +131,7 @@ def all_views(images: Tensor, most: int = 2**33) -> list[Tensor]:
     Raises:
         ResourceError: They would take more.
     """
-    size = 4 * images.numel() * 2 * (2 * padding(images.shape[-1]) + 1) ** 2
+    size = 4 * images.numel() * view_count(images.shape[-1])
     if size > most:
         raise ResourceError(
             f"all crops and flips of {len(images)} images take {size / 1e9:.1f} GB; "

@@ -24,7 +24,15 @@ import numpy as np
 
 from saddlebook import studies
 from saddlebook.experiment import Experiment
-from saddlebook.findings.claims import Claim, Contrast, Family, Runs, Sides, signed
+from saddlebook.findings.claims import (
+    Claim,
+    Contrast,
+    Family,
+    Runs,
+    Sides,
+    by_seed,
+    signed,
+)  # fmt: skip
 from saddlebook.findings.report import BASES, CELL, MARGINS, paper
 from saddlebook.record import Record
 from saddlebook.scales import at_scale
@@ -229,7 +237,8 @@ def within_seeds(
     pairs = [difference("", "tail", [known[one]], [known[base]]) for one in others]
     parts = [pair.sides(runs, scale) for pair in pairs]
     seeds = set.intersection(*(set(values) for part in parts for _, values in part))
-    found = [[sum(f * v[s] for f, v in part) for s in seeds] for part in parts]
+    same = [[(f, {s: v[s] for s in seeds}) for f, v in part] for part in parts]
+    found = [by_seed(sides) for sides in same]
     return [signed(fmean(one), 1) if one else "–" for one in found]
 
 

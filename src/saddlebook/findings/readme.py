@@ -8,7 +8,7 @@ and the judges of claims, which every page calls too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -255,8 +255,8 @@ def helps(scale: str = "lite", results: str | Path = RESULTS) -> Card:
         f"the paper prints {hundred.printed}: that SAM raises it there is "
         f"{second['word']['CIFAR-100: CE+DRW+SAM − CE+DRW, tail']}. Its radius is the "
         "smallest that was tried there, and the tail is not learned by heart: its "
-        f"training loss is {_tail_loss(others)} nats, on CIFAR-10-LT "
-        f"{_tail_loss(runs)}."
+        f"training loss is {tail_loss(others.values())} nats, on CIFAR-10-LT "
+        f"{tail_loss(runs.values())}."
     )
     return _card(
         "Does SAM help rare classes?", "SAM helps CE+DRW's tail on CIFAR-10-LT", answer,
@@ -266,11 +266,11 @@ def helps(scale: str = "lite", results: str | Path = RESULTS) -> Card:
     )  # fmt: skip
 
 
-def _tail_loss(runs: Runs, scale: str = "lite") -> str:
-    """Training loss of the tail with CE+DRW and SGD, mean over its runs, in words."""
-    small = [run for exp, run in runs.items() if exp.scale == scale]
-    fit = report.fit_by_group(small, ["CE+DRW"]).get("training loss, tail")
-    return "–" if fit is None else f"{fit['CE+DRW']:.2f}"
+def tail_loss(records: Iterable[Record], method: str = "CE+DRW") -> str:
+    """Training loss of the tail at laptop scale, nats, mean over its runs, in words."""
+    small = [record for record in records if record.experiment.scale == "lite"]
+    fit = report.fit_by_group(small, [method]).get("training loss, tail")
+    return "–" if fit is None else f"{fit[method]:.2f}"
 
 
 def _tail_rows(runs: Runs, fresh: Runs) -> list[Row]:
