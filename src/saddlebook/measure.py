@@ -46,6 +46,7 @@ _QUICK_STEPS = 12  # enough to show the machinery
 _RTOL = 0.01
 _TOTAL_RTOL = 0.05  # of the total loss's λmax: the figure is logarithmic
 _OUTLIERS = 10  # as many as there are classes
+_OF_TOTAL = ("total", "outliers", "outliers_reweighted")  # λmax alone, or ten vectors
 # Of the largest class, by mode; a view more costs a released mode a redraw, the mean
 # over all views a product of each
 HEAD_IMAGES = {
@@ -71,12 +72,17 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     share of each class's gradient in them, before re-weighting, with the weights of the
     epoch after that on the same network, and after the last epoch. With ``views``: the
     tail's classes fixed, as published, and as the exact mean over all crops and flips.
+    With ``whole``, of every image, with bf16 products: two classes of the head and all
+    classes together, fixed and as published.
     """
     epochs = experiment.spectra_at
     if not epochs:
         return []
     if experiment.spectra_plan in ("total", "outliers"):
         return _total_plan(experiment)
+    if experiment.spectra_plan == "whole":
+        ways = [(c, mode) for c in (2, 0, None) for mode in ("as_published", "clean")]
+        return [_item(epoch, c, mode) for epoch in epochs for c, mode in ways]
     if experiment.spectra_plan == "head_images":
         return [
             _item(epoch, 0, mode, images=count)
@@ -282,8 +288,10 @@ def _measured(
     item: Mapping[str, Any],
     tick: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    if item["class"] is None:
+    if item["mode"] in _OF_TOTAL:
         return _measured_total(experiment, task, model, item, tick)
+    # a product of 12,406 images takes a core two minutes, with bf16 one
+    in_bf16 = experiment.spectra_plan == "whole"
     images, labels = task.images, task.labels
     if item["held_out"]:
         images, labels = held_out, task.test_labels
@@ -301,9 +309,11 @@ def _measured(
         seed=item["seed"],
         limit=item["limit"],
         quadrature=last and item["mode"] in ("clean", "as_published"),
+        precision="bf16" if in_bf16 else "full",
         progress=tick,
     )
-    return result | {"mode": item["mode"]}
+    told = {"mode": item["mode"]} | ({"precision": "bf16"} if in_bf16 else {})
+    return result | told
 
 
 def _measured_total(

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 from saddlebook import data, measure, runner
@@ -104,6 +105,42 @@ def test_the_tail_is_measured_in_three_ways_and_all_views_cost_their_number():
     )
     # 8 pixels with padding 1: nine windows, mirrored or not
     assert all_views == 18 * clean
+
+
+def test_the_loss_of_all_images_has_the_ends_of_its_hessian(digits, trained):
+    """Its products are bf16; the ends are held against ARPACK's, in float64."""
+    exp = replace(TINY, scale="lite", spectra_at=(3,), spectra_plan="whole")
+    plan = measure.spectra_plan(exp)
+    assert [(i["class"], i["mode"]) for i in plan] == [
+        (c, mode) for c in (2, 0, None) for mode in ("as_published", "clean")
+    ]
+    task, item = prepare(exp, digits), plan[-1] | {"limit": None}
+    model = measure.load_model(TINY, trained.weights[3])
+    found = measure._measured(exp, task, task.test_images, model, item)
+    assert (found["precision"], found["images"]) == ("bf16", len(task.labels))
+
+    model.double()
+    images, labels = normalise(task.images).double(), task.labels
+    params = list(model.parameters())
+    sizes = [p.numel() for p in params]
+    loss = nn.functional.cross_entropy(model(images), labels)
+    slopes = torch.autograd.grad(loss, params, create_graph=True)
+
+    def product(vector):
+        parts = torch.from_numpy(vector).ravel().split(sizes)
+        along = sum(
+            (s * v.view_as(s)).sum() for s, v in zip(slopes, parts, strict=True)
+        )
+        back = torch.autograd.grad(along, params, retain_graph=True)
+        return torch.cat([part.flatten() for part in back]).numpy()
+
+    shape = (sum(sizes), sum(sizes))
+    hessian_of = LinearOperator(shape, matvec=product, dtype=float)
+    ends = eigsh(hessian_of, k=2, which="BE", return_eigenvectors=False)
+    for end, value in zip(("lambda_min", "lambda_max"), sorted(ends), strict=True):
+        bound = found[f"{end}_bound"]
+        assert abs(found[end] - value) <= bound + 1e-5 * abs(value)
+        assert bound < 0.02 * abs(value)
 
 
 def test_the_total_loss_is_measured_at_every_epoch_and_its_vectors_at_the_switch():

@@ -337,6 +337,7 @@ def measure(
     limit: int | None = None,
     batch_size: int | None = None,
     quadrature: bool = True,
+    precision: str = "full",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """One class's curvature as a record keeps it, with what is needed to judge it.
@@ -361,6 +362,7 @@ def measure(
         limit: Cut the class to this many images, drawn by ``seed``.
         batch_size: Images of a chunk.
         quadrature: Keep nodes, weights and residuals (about 3 kB).
+        precision: As in ``spectrum``; of the products, not of the published numbers.
         progress: As in ``spectrum``.
 
     Returns:
@@ -379,8 +381,9 @@ def measure(
     )  # fmt: skip
     released = _released(how, images, steps, seed, progress) if how.beta else None
     result, product, state = solve(
-        problem, steps, seed=seed, rtol=rtol, progress=progress, released=released
-    )
+        problem, steps, seed=seed, rtol=rtol, precision=precision, progress=progress,
+        released=released,
+    )  # fmt: skip
     plain = problem._replace(images=normalise(images), labels=labels)
     clean = product if mode == "clean" else best_product(plain, product.dtype)
     whole = how.images == "all"
