@@ -72,8 +72,8 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     share of each class's gradient in them, before re-weighting, with the weights of the
     epoch after that on the same network, and after the last epoch. With ``views``: the
     tail's classes fixed, as published, and as the exact mean over all crops and flips.
-    With ``whole``, of every image, with bf16 products: two classes of the head and all
-    classes together, fixed and as published.
+    With ``whole``, of every image, with bf16 products: two classes of the head fixed
+    and as published, and all classes together fixed.
     """
     epochs = experiment.spectra_at
     if not epochs:
@@ -81,8 +81,9 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     if experiment.spectra_plan in ("total", "outliers"):
         return _total_plan(experiment)
     if experiment.spectra_plan == "whole":
-        ways = [(c, mode) for c in (2, 0, None) for mode in ("as_published", "clean")]
-        return [_item(epoch, c, mode) for epoch in epochs for c, mode in ways]
+        ways = [(c, mode) for c in (2, 0) for mode in ("as_published", "clean")]
+        ways.append((None, "clean"))
+        return [_item(epoch, *way) for epoch in epochs for way in ways]
     if experiment.spectra_plan == "head_images":
         return [
             _item(epoch, 0, mode, images=count)
