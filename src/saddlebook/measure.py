@@ -81,8 +81,8 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     if experiment.spectra_plan in ("total", "outliers"):
         return _total_plan(experiment)
     if experiment.spectra_plan == "whole":
-        ways = [(c, mode) for c in (2, 0) for mode in ("as_published", "clean")]
-        ways.append((None, "clean"))
+        ways: list[tuple[int | None, str]] = [(None, "clean")]
+        ways[:0] = [(c, mode) for c in (2, 0) for mode in ("as_published", "clean")]
         return [_item(epoch, *way) for epoch in epochs for way in ways]
     if experiment.spectra_plan == "head_images":
         return [
