@@ -46,6 +46,7 @@ _QUICK_STEPS = 12  # enough to show the machinery
 _RTOL = 0.01
 _TOTAL_RTOL = 0.05  # of the total loss's λmax: the figure is logarithmic
 _OUTLIERS = 10  # as many as there are classes
+_DENSITIES = ("clean", "as_published")
 _OF_TOTAL = ("total", "outliers", "outliers_reweighted")  # λmax alone, or ten vectors
 # Of the largest class, by mode; a view more costs a released mode a redraw, the mean
 # over all views a product of each
@@ -81,9 +82,10 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     if experiment.spectra_plan in ("total", "outliers"):
         return _total_plan(experiment)
     if experiment.spectra_plan == "whole":
+        more = {"precision": "bf16"}  # a product of 12,406 images takes minutes
         ways: list[tuple[int | None, str]] = [(None, "clean")]
         ways[:0] = [(c, mode) for c in (2, 0) for mode in ("as_published", "clean")]
-        return [_item(epoch, *way) for epoch in epochs for way in ways]
+        return [_item(e, *way, whole=True) | more for e in epochs for way in ways]
     if experiment.spectra_plan == "head_images":
         return [
             _item(epoch, 0, mode, images=count)
@@ -137,6 +139,7 @@ def _item(
     held_out: bool = False,
     cut: int | None = None,
     images: int | None = None,
+    whole: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """One measurement of a class that is cut to ``images``, or to the size of ``cut``.
@@ -144,7 +147,7 @@ def _item(
     ``cut`` names a class; ``seed`` draws the images. The class None is all of them.
     """
     name = mode + ("_held_out" if held_out else "") + (f"_cut{seed}" if cut else "")
-    name += f"_of{images}" if images else ""
+    name += f"_of{images}" if images else "_whole" * whole
     return {"epoch": epoch, "class": class_, "mode": name, "of": mode} | {
         "held_out": held_out, "cut": cut, "images": images, "seed": seed,
     }  # fmt: skip
@@ -291,8 +294,6 @@ def _measured(
 ) -> dict[str, Any]:
     if item["mode"] in _OF_TOTAL:
         return _measured_total(experiment, task, model, item, tick)
-    # a product of 12,406 images takes a core two minutes, with bf16 one
-    in_bf16 = experiment.spectra_plan == "whole"
     images, labels = task.images, task.labels
     if item["held_out"]:
         images, labels = held_out, task.test_labels
@@ -309,12 +310,11 @@ def _measured(
         rtol=_RTOL,
         seed=item["seed"],
         limit=item["limit"],
-        quadrature=last and item["mode"] in ("clean", "as_published"),
-        precision="bf16" if in_bf16 else "full",
+        quadrature=last and item["mode"].removesuffix("_whole") in _DENSITIES,
+        precision=item.get("precision", "full"),
         progress=tick,
     )
-    told = {"mode": item["mode"]} | ({"precision": "bf16"} if in_bf16 else {})
-    return result | told
+    return result | {k: item[k] for k in ("mode", "precision") if k in item}
 
 
 def _measured_total(

@@ -112,8 +112,8 @@ def test_the_loss_of_all_images_has_the_ends_of_its_hessian(digits, trained):
     exp = replace(TINY, scale="lite", spectra_at=(3,), spectra_plan="whole")
     plan = measure.spectra_plan(exp)
     assert [(i["class"], i["mode"]) for i in plan] == [
-        *((c, mode) for c in (2, 0) for mode in ("as_published", "clean")),
-        (None, "clean"),
+        *((c, f"{mode}_whole") for c in (2, 0) for mode in ("as_published", "clean")),
+        (None, "clean_whole"),
     ]
     task, item = prepare(exp, digits), plan[-1] | {"limit": None}
     model = measure.load_model(TINY, trained.weights[3])

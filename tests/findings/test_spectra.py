@@ -156,8 +156,24 @@ def test_controls_name_whole_cut_and_held_out_classes_in_order():
     table = tables.spectra_table([run("sgd", 0, held, cut, whole, item())])
     names = tables.controls(table, "CE+DRW")["name"].tolist()
     assert names == [
-        "class 0, 1000", "class 0, 50 of 1,000", "class 8, 69",
-        "class 8, 1000 held out",
+        "class 0, 1,000", "class 0, 50 of 1,000", "class 8, 69",
+        "class 8, 1,000 held out",
+    ]  # fmt: skip
+
+
+def test_a_class_measured_whole_stands_beside_its_part_and_all_classes_last():
+    part, whole = item(class_=0), item(class_=0, mode="clean_whole", low=-0.4)
+    every = item(class_=None, mode="clean_whole", low=-0.7)
+    counts = (100, 1000, 4958)
+    items = [
+        i | {"images": n} for i, n in zip((part, whole, every), counts, strict=True)
+    ]
+    table = tables.spectra_table([run("sgd", 0, *items[::-1])])
+    assert len(tables.pick(table, stage=200)) == 1  # wholes are asked for by name
+    told = tables.ratios(table)["CE+DRW, images fixed"].str[:4].items()
+    assert list(told) == [
+        ("class 0, 100 of 1,000", "0.1 "), ("class 0, 1,000", "0.04"),
+        ("all classes, 4,958", "0.07"),
     ]  # fmt: skip
 
 

@@ -50,8 +50,9 @@ COLUMNS = (
 def spectra_table(records: Iterable[Record]) -> pd.DataFrame:
     """One row a spectrum; may be empty, with its columns.
 
+    ``label`` is the class's number, C where all classes are measured together.
     ``stage`` is the epoch of the paper's figure that ``epoch`` stands for; ``data`` is
-    ``training``, ``held out``, ``cut`` or ``of`` so many images; ``recurrence`` the
+    ``training``, ``held out``, ``whole``, ``cut`` or ``of`` so many; ``recurrence`` the
     mode without that.
     ``reported`` marks values of a released mode that are no eigenvalues of the fixed
     operator; other values that did not converge are NaN.
@@ -85,10 +86,11 @@ def _row(
     recurrence, data = split(item["mode"])
     low, high = item["converged"]
     reported = bool(MODES[recurrence].beta) and not (low and high)
-    row = {"method": exp.method, "optimizer": exp.optimizer, "rho": exp.rho}
-    row |= {"seed": exp.seed, "scale": exp.scale, "label": item["class"]}
-    row |= {"classes": exp.num_classes}
-    row |= {"n": record.per_class["class_counts"][item["class"]]}
+    number, counts = item["class"], record.per_class["class_counts"]
+    row = {n: getattr(exp, n) for n in COLUMNS[:5]} | {"classes": exp.num_classes}
+    # all classes together: one more than there are
+    row |= {"label": exp.num_classes if number is None else number}
+    row |= {"n": sum(counts if number is None else [counts[number]])}
     row |= {"epoch": item["epoch"], "stage": stage.get(item["epoch"], LAST)}
     row |= {"mode": item["mode"], "recurrence": recurrence, "data": data}
     row |= {"reported": reported, "item": item}
@@ -119,10 +121,10 @@ def _number(value: float | None) -> float:
 
 def split(mode: str) -> tuple[str, str]:
     """Mode of a record's spectrum as recurrence and data it was measured on."""
-    found = re.fullmatch(r"(.*?)_(?:held_out|(cut|of)\d+)", mode)
+    found = re.fullmatch(r"(.*?)_(?:(held_out|whole)|(cut|of)\d+)", mode)
     if not found:
         return mode, "training"
-    return found[1], found[2] or "held out"
+    return found[1], (found[2] or found[3]).replace("_", " ")
 
 
 def stages(experiment: Experiment) -> dict[int, int]:
@@ -181,14 +183,15 @@ def controls(table: pd.DataFrame, method: str) -> pd.DataFrame:
     part = part[part["recurrence"].isin(["clean", "as_published"])]
     part = part[part["label"].isin([0, *(label(table, one) for one in (-2, -1))])]
     names = [subject(row) for _, row in part.iterrows()]
-    order = {"training": 0, "cut": 1, "held out": 2}
+    order = {"training": 0, "whole": 1, "cut": 2, "held out": 3}
     part = part.assign(name=names, place=part["data"].map(order))
     return part.sort_values(["label", "place", "seed"])
 
 
 def subject(row: Any) -> str:
     """Class and images of a row in words."""
-    told = f"class {row['label']}, {row['images']:.0f}"
+    name = f"class {row['label']}" if row["label"] < row["classes"] else "all classes"
+    told = f"{name}, {row['images']:,.0f}"
     if row["data"] == "held out":
         return f"{told} held out"
     return told + (f" of {row['n']:,}" if row["images"] < row["n"] else "")
@@ -255,19 +258,19 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
 
     A column per method and way to measure: images fixed, or as published.
     """
-    part = pick(table, stage=LAST, mode=["clean", "as_published"])
-    part = part.sort_values(["label", "optimizer"], ascending=[True, False])
+    part = pick(table, stage=LAST, recurrence=_BOTH, data=["training", "whole"])
+    part = part.sort_values(["label", "data", "method"])
     if part.empty:
         return sheet(part)
     part = part.assign(name=[subject(row) for _, row in part.iterrows()])
     told: dict[str, dict[str, str]] = {}
     for (name, method, mode), group in part.groupby(
-        ["name", "method", "mode"], sort=False
+        ["name", "method", "recurrence"], sort=False
     ):
         column = f"{method}, {_BOTH[str(mode)]}"
         told.setdefault(str(name), {})[column] = text(group, "nonconvexity")
-    wide = pd.DataFrame.from_dict(told, orient="index").fillna("–")
-    return wide.rename_axis("class, images")
+    wide = pd.DataFrame.from_dict(told, orient="index")
+    return wide.fillna("–").rename_axis("class, images")
 
 
 def text(part: pd.DataFrame, name: str) -> str:
