@@ -344,15 +344,13 @@ def head_images(seeds: Sequence[int] = FRESH_SEEDS) -> list[Experiment]:
 
 
 def whole(seeds: Sequence[int] = SEEDS[:3]) -> list[Experiment]:
-    """CE+DRW with SGD and with SAM: two classes of the head, and the loss of all.
+    """CE+DRW with SGD and with SAM: two classes of the head, of every image.
 
-    Of every image, where ``dynamics`` takes 100 of a class at ``full``. The paper
-    prints .08 and .10 for the first and the third class with SGD and .07 for the loss
-    of all (.06 and .08 for the classes with SAM), and .98 in its tail: does that
-    difference remain where images are fixed? The loss of all is the mean over training
-    images without class weights, and measured with fixed images only: twelve thousand,
-    redrawn a hundred times, take a core hours. After the last epoch. Written before
-    these were measured.
+    ``dynamics`` takes 100 of a class at ``full``. The paper prints .08 and .10 for the
+    first and the third class with SGD (.06 and .08 with SAM) and .98 in its tail. Does
+    the released procedure give the small values with all images, where it gives large
+    ones with 100? Does a difference remain where images are fixed? After the last
+    epoch; written before these were measured.
     """
     return [
         replace(e, spectra_at=(e.epochs,), spectra_plan="whole")

@@ -336,10 +336,10 @@ def rival(scale: str = "lite", results: str | Path = RESULTS) -> Card:
     adds = main.loc["CE+DRW+SAM wd=0.001 − CE+DRW wd=0.001, tail"]
     second, _ = _claims_and_runs(hypotheses.second_table(), scale, results)
     hundred = second.loc["CIFAR-100: CE+DRW wd=0.001 − CE+DRW+SAM, tail"]
+    ran = verdicts.in_runs([decay.full.runs])
     answer = (
         "In the paper's own setting five times the weight decay, without SAM, changes "
-        f"the tail by {decay.full.text} points ({_range([decay.full.runs])}), SAM by "
-        f"{sam.full.text}; within the same seeds {' and '.join(same)}. At laptop "
+        f"the tail by {decay.full.text} points ({ran}), SAM by {sam.full.text}; within the same seeds {' and '.join(same)}. At laptop "
         "scale, with weight decay tuned for each, SAM changes overall accuracy by "
         f"{found['here']['iii']} points: {claims.ahead(found.loc['iii'])}. With the "
         f"larger weight decay SAM changes the tail by {adds['here']} points: that it "
@@ -376,7 +376,7 @@ def _card(
     parts = [claims.in_words(found.loc[name]) for name in names]
     counts = sorted({row.full.runs for row in rows if row.full.runs}) or [0]
     parts.append(
-        f"In the paper's own setting a number has {_range(counts)}; below "
+        f"In the paper's own setting a number has {verdicts.in_runs(counts)}; below "
         f"{verdicts.FEWEST} there is no interval and no verdict."
     )
     word = _joint(found, names)
@@ -419,11 +419,6 @@ def _estimate(part: Contrast, runs: Runs, scale: str) -> Estimate:
     told = [claims.signed(x, part.digits, len(sides) > 1) for x in (mean, low, high)]
     text = told[0] if math.isnan(low) else f"{told[0]} ({told[1]} to {told[2]})"
     return Estimate(mean, low, high, count, text)
-
-
-def _range(counts: Sequence[int]) -> str:
-    low, high = counts[0], counts[-1]
-    return f"{low} run{'s' * (low != 1)}" if low == high else f"{low} to {high} runs"
 
 
 def every_finding(found: Sequence[Finding]) -> str:

@@ -50,7 +50,6 @@ COLUMNS = (
 def spectra_table(records: Iterable[Record]) -> pd.DataFrame:
     """One row a spectrum; may be empty, with its columns.
 
-    ``label`` is the class's number, C where all classes are measured together.
     ``stage`` is the epoch of the paper's figure that ``epoch`` stands for; ``data`` is
     ``training``, ``held out``, ``whole``, ``cut`` or ``of`` so many; ``recurrence`` the
     mode without that.
@@ -88,9 +87,7 @@ def _row(
     reported = bool(MODES[recurrence].beta) and not (low and high)
     number, counts = item["class"], record.per_class["class_counts"]
     row = {n: getattr(exp, n) for n in COLUMNS[:5]} | {"classes": exp.num_classes}
-    # all classes together: one more than there are
-    row |= {"label": exp.num_classes if number is None else number}
-    row |= {"n": sum(counts if number is None else [counts[number]])}
+    row |= {"label": number, "n": counts[number]}
     row |= {"epoch": item["epoch"], "stage": stage.get(item["epoch"], LAST)}
     row |= {"mode": item["mode"], "recurrence": recurrence, "data": data}
     row |= {"reported": reported, "item": item}
@@ -190,8 +187,7 @@ def controls(table: pd.DataFrame, method: str) -> pd.DataFrame:
 
 def subject(row: Any) -> str:
     """Class and images of a row in words."""
-    name = f"class {row['label']}" if row["label"] < row["classes"] else "all classes"
-    told = f"{name}, {row['images']:,.0f}"
+    told = f"class {row['label']}, {row['images']:,.0f}"
     if row["data"] == "held out":
         return f"{told} held out"
     return told + (f" of {row['n']:,}" if row["images"] < row["n"] else "")

@@ -192,3 +192,9 @@ def equivalence(ours: Sample, theirs: Sample, margin: float) -> Verdict:
     if low > margin or high < -margin:
         return Verdict(DIFFERENT, note="higher" if low > 0 else "lower")
     return Verdict(UNDECIDED, "shifted, size unclear" if shifted else TOO_WIDE)
+
+
+def in_runs(counts: Sequence[int]) -> str:
+    """Numbers of runs in words, such as ``1 to 2 runs``."""
+    low, high = min(counts, default=0), max(counts, default=0)
+    return f"{low} run{'s' * (low != 1)}" if low == high else f"{low} to {high} runs"
