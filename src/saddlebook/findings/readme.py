@@ -339,7 +339,8 @@ def rival(scale: str = "lite", results: str | Path = RESULTS) -> Card:
     ran = verdicts.in_runs([decay.full.runs])
     answer = (
         "In the paper's own setting five times the weight decay, without SAM, changes "
-        f"the tail by {decay.full.text} points ({ran}), SAM by {sam.full.text}; within the same seeds {' and '.join(same)}. At laptop "
+        f"the tail by {decay.full.text} points ({ran}), SAM by "
+        f"{sam.full.text}; within the same seeds {' and '.join(same)}. At laptop "
         "scale, with weight decay tuned for each, SAM changes overall accuracy by "
         f"{found['here']['iii']} points: {claims.ahead(found.loc['iii'])}. With the "
         f"larger weight decay SAM changes the tail by {adds['here']} points: that it "
