@@ -126,8 +126,9 @@ page.table(
 # ### In the paper's own setting
 #
 # All of CIFAR-10-LT, ResNet-32, 200 epochs; {glue:text}`paper_runs` of each method, so no
-# verdict. Spectra of at most 100 images of a class, and of some larger classes whole: the
-# released procedure reads much less there, and {doc}`ch11_as_published` says why.
+# verdict. Spectra of at most 100 images of a class, and of class 2 whole, too: classes 8 and
+# 9 have fewer, the largest class is a fiftieth of itself and says nothing about the other
+# images.
 
 # %% tags=["remove-input"]
 page.table(

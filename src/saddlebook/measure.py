@@ -73,8 +73,8 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     share of each class's gradient in them, before re-weighting, with the weights of the
     epoch after that on the same network, and after the last epoch. With ``views``: the
     tail's classes fixed, as published, and as the exact mean over all crops and flips.
-    With ``whole``, of every image, with bf16 products: two classes of the head, fixed
-    and as published.
+    With ``whole``, of every image, with bf16 products: the rarest class of the head,
+    fixed and as published.
     """
     epochs = experiment.spectra_at
     if not epochs:
@@ -82,9 +82,12 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     if experiment.spectra_plan in ("total", "outliers"):
         return _total_plan(experiment)
     if experiment.spectra_plan == "whole":
-        more = {"precision": "bf16"}  # a redrawn product of 5,000 images takes a minute
-        ways = [(c, mode) for c in (2, 0) for mode in ("as_published", "clean")]
-        return [_item(e, *way, whole=True) | more for e in epochs for way in ways]
+        class_ = class_groups(experiment.num_classes)["head"][-1]
+        return [
+            _item(epoch, class_, mode, whole=True) | {"precision": "bf16"}
+            for epoch in epochs
+            for mode in ("as_published", "clean")
+        ]
     if experiment.spectra_plan == "head_images":
         return [
             _item(epoch, 0, mode, images=count)
