@@ -48,7 +48,7 @@ SAME_CURVES = frozenset(
     | {"e5326c43ce474279", "e5897f036d34b6a9", "dbb5c0ed0cc43620", "4faeccedd11c96fd"}
     | {"00ed2bb22795f4b9", "078917e9573399eb", "1b553f709c824ede", "6cf7ba36823d723b"}
     | {"59d809008753d97c", "7b0984d8b26e58e7", "4de01d719c608f2a", "6268896d0edbd49c"}
-    | {"004cdfa179fb2338"}
+    | {"004cdfa179fb2338", "fbd7361b9b9ffa09"}
 )
 # The same for tests/curvature/test_golden_spectra.py.
 SAME_SPECTRA = frozenset(
