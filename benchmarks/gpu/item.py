@@ -34,6 +34,7 @@ ITEMS = {
     "five-seeds": "table1 --seeds 3,4 --methods CE+DRW,CE+DRW+SAM"
     " --keep CE+DRW,CE+DRW+SAM",
     "views": "views --seeds 5",
+    "vs": "vs_tuning",
     "control": "control --seeds 0,1,2",
     "cifar100-sgd": "table1_cifar100 --seeds 0,1,2"
     " --methods CE,CE+DRW,LDAM+DRW,VS,CE+SAM",
@@ -49,6 +50,7 @@ ITEMS = {
     " 'CE+DRW wd=0.0005,CE+DRW wd=0.002,CE+DRW+SAM wd=0.0005,CE+DRW+SAM wd=0.002'",
     "timing": "sam_timing bn_statistics --seeds 0,1,2",
     "spectra": "dynamics --seeds 3",
+    "whole": "whole --seeds 3",
     "tf32": "table1 --seeds 0,1,2 --methods CE,CE+DRW+SAM --precision tf32",
 }
 
