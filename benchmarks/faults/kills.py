@@ -245,8 +245,9 @@ def _papermill(words: list[str]) -> None:
 
 def _snakemake(words: list[str]) -> None:
     tool = os.environ["SNAKEMAKE"]
-    told = {"python": sys.executable, "scale": "quick", "studies": "control"}
-    config = [f"{name}={value}" for name, value in (told | {"seeds": "0,1,2"}).items()]
+    config = [f"python={sys.executable}", "scale=quick", "studies=control"]
+    config += [word for word in words if "=" in word] or ["seeds=0,1,2"]
+    words = [word for word in words if "=" not in word]
     place = ["--snakefile", "workflow/Snakefile"]
     place += ["--profile", "workflow/profiles/machine"]
     os.execv(tool, [tool, *place, *words, "--config", *config])

@@ -156,14 +156,21 @@ def test_every_requirement_is_pinned_and_installed_as_pinned():
     assert wrong == {}
 
 
-def test_everything_that_is_installed_has_its_version_and_hashes():
-    text = (ROOT / "requirements.lock").read_text()
+def locked(file):
+    """Names and versions of a lock, each with its hashes."""
+    text = (ROOT / file).read_text()
     assert "://" not in text
     entries = re.split(r"\n(?=\S)", text.strip())
-    locked = [re.match(r"([\w.-]+)==([^ ]+)", entry).groups() for entry in entries]
-    for name, pin in pins().items():
-        assert (name.lower().replace("_", "-"), pin) in locked
     assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    return [re.match(r"([\w.-]+)==([^ ]+)", entry).groups() for entry in entries]
+
+
+def test_everything_that_is_installed_has_its_version_and_hashes():
+    found = locked("requirements.lock")
+    for name, pin in pins().items():
+        assert (name.lower().replace("_", "-"), pin) in found
+    apart = dict(locked("workflow/requirements.lock"))
+    assert {"snakemake", "snakemake-executor-plugin-slurm"} <= set(apart)
 
 
 # Names on the registry that are imported, or run, under another one
