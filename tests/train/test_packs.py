@@ -1,6 +1,7 @@
 """Runs packed into one wide network, against the same runs stepped one by one."""
 
 import copy
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -8,12 +9,14 @@ import torch
 from tape import Tape, Tapes
 from tape import tensors as leaves
 from test_optimizers import COUNTS, batches, relative
+from test_train import TINY
 
-from saddlebook import losses, models
+from saddlebook import data, losses, models
 from saddlebook.errors import UsageError
+from saddlebook.train import packs
 from saddlebook.train.optimizers import Hyper, Objective, Replica
-from saddlebook.train.packs import Pack
-from saddlebook.train.run import Lane
+from saddlebook.train.packs import Pack, folded, folded_logits
+from saddlebook.train.run import Lane, build_replica, epoch_images, prepare
 
 
 class Spec(NamedTuple):
@@ -236,3 +239,89 @@ def test_sam_that_climbs_in_some_runs_only_is_refused():
 def test_a_pack_has_a_run_and_no_more_than_its_places(count):
     with pytest.raises(UsageError, match=f"{count} runs"):
         Pack([lane(OURS)] * count)
+
+
+def trained(spec, **options):
+    """A lane whose batch norms have statistics and weights of their own."""
+    made = lane(spec, **options)
+    for _ in range(STEPS):
+        made.step(SIZE)
+    return made
+
+
+@pytest.mark.parametrize("blocks", [1, 2], ids=["resnet8", "resnet14"])
+@pytest.mark.parametrize("spec", RUNS[:2], ids=["linear", "cosine"])
+def test_a_folded_test_pass_gives_the_same_outputs(spec, blocks):
+    made = trained(spec, blocks=blocks)
+    wanted = made.replica.logits(made.test_images)
+    found = folded_logits(made.replica, made.test_images)
+    assert relative(found, wanted) < 1e-12
+    assert found.dtype == wanted.dtype
+    assert not any("BatchNorm" in str(m) for m in folded(made.replica.model).modules())
+
+
+@pytest.mark.parametrize("pixels", [1, 640, 10**6], ids=["one", "ten", "all"])
+def test_images_of_a_chunk_do_not_change_the_outputs(pixels, monkeypatch):
+    made = trained(OURS)
+    monkeypatch.setitem(packs._PIXELS, "cpu", pixels)
+    wanted = made.replica.logits(made.test_images)
+    assert relative(folded_logits(made.replica, made.test_images), wanted) < 1e-12
+
+
+def test_a_folded_test_pass_leaves_the_run_as_it_is():
+    made = trained(OURS)
+    before = {name: t.clone() for name, t in tensors(made).items()}
+    keys = set(made.replica.model.state_dict())
+    folded_logits(made.replica, made.test_images)
+    assert all(torch.equal(t, before[name]) for name, t in tensors(made).items())
+    assert set(made.replica.model.state_dict()) == keys
+    assert made.replica.model.training
+
+
+def test_a_recorded_test_pass_folds_the_weights_of_its_replay():
+    made, other = trained(OURS), trained(OTHERS[1])
+    logits, tapes = folded_logits(made.replica, made.test_images), Tapes()
+    replay = tapes.record(
+        lambda: logits.copy_(folded_logits(made.replica, made.test_images)), []
+    )
+    made.replica.load(other.replica.state)
+    replay()
+    assert relative(logits, other.replica.logits(made.test_images)) < 1e-12
+
+
+def learned(precision):
+    """A run that tells digits apart, and its test images; seconds of a core."""
+    exp = replace(TINY, precision=precision, max_count=80, epochs=8, width=8)
+    task = prepare(exp, data.load("digits"))
+    replica = build_replica(exp, task.class_counts)
+    made = Lane(replica, len(task.labels), task.test_images, task.test_labels)
+    rate = torch.tensor(0.05), torch.tensor(0.0), torch.ones(10)
+    replica.model.train()
+    for epoch in range(1, 9):
+        made.begin(*epoch_images(exp, task, epoch), Hyper(*rate))
+        for start in range(0, made.count, 32):
+            made.step(min(32, made.count - start))
+    return made
+
+
+def test_folded_predictions_are_the_same_in_single_precision():
+    made = learned("fp32")
+    found = folded_logits(made.replica, made.test_images)
+    wanted = made.replica.logits(made.test_images)
+    assert 0 < relative(found, wanted) < 1e-5
+    assert torch.equal(found.argmax(1), wanted.argmax(1))
+    assert len(set(wanted.argmax(1).tolist())) == 10  # it tells classes apart
+
+
+def test_folding_keeps_the_accuracy_in_half_precision():
+    made = learned("bf16")
+    found = folded_logits(made.replica, made.test_images)
+    wanted = made.replica.logits(made.test_images)
+    shares = [
+        100 * float((logits.argmax(1) == made.test_labels).double().mean())
+        for logits in (found, wanted)
+    ]
+    assert shares[1] > 60  # it learned
+    assert abs(shares[0] - shares[1]) < 1
+    assert relative(found, wanted) < 0.02
+    assert torch.equal(found, found.bfloat16().float())  # products were rounded
