@@ -6,9 +6,11 @@ Checks come first: a replayed step equals an eager one, a run in company equals 
 alone, and the loss falls. If one fails, the times below it mean nothing and the exit
 code is 1. Then the copy and product rates, the cost of a graph's node, and for one run
 and for several side by side the milliseconds of a forward and backward pass of one run
-(``ms/fb``), with its share of the byte floor. A test pass last. Every line is written
-at once; one that fails is printed and does not end the others. ``--device cpu`` goes
-through all of it at small sizes, to see that it works; its times say nothing.
+(``ms/fb``), with its share of the byte floor; the same of runs packed into one wide
+network (``train/packs.py``), which training does not use yet. A test pass last, as it
+is and with folded batch norms. Every line is written at once; one that fails is printed
+and does not end the others. ``--device cpu`` goes through all of it at small sizes, to
+see that it works; its times say nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from saddlebook.disk.files import dump_json, write_whole
 from saddlebook.experiment import Experiment
 from saddlebook.train.loop import CudaGraphs, SideBySide
 from saddlebook.train.optimizers import Hyper
+from saddlebook.train.packs import Pack, folded_logits
 from saddlebook.train.run import Lane, arithmetic, build_replica, normalised, prepare
 
 # Counted for one pass of ResNet-32 over 128 images, each tensor once in each direction,
@@ -146,6 +150,85 @@ def losses(device: str, precision: str) -> tuple[float, float]:
     return found[0], found[-1]
 
 
+def packs(
+    device: str, precision: str, optimizer: str, count: int, places: int
+) -> list[Pack]:
+    """The runs of ``lanes``, ``places`` to a pack."""
+    runs = lanes(device, precision, optimizer, count)
+    return [
+        Pack(runs[first : first + places], places) for first in range(0, count, places)
+    ]
+
+
+def stepper(made: list[Pack], device: str) -> Callable[[], None]:
+    """A step of all packs, each on a stream of its own."""
+
+    def step() -> None:
+        for pack in made:
+            with pack.lanes[0].apart():
+                pack.step(batch(device))
+        for pack in made:
+            pack.lanes[0].rejoin()
+
+    return step
+
+
+def recorded(made: list[Pack], device: str) -> Callable[[], None]:
+    """The same, as a graph on CUDA."""
+    step, recorder = stepper(made, device), graphs(device)
+    if recorder is None:
+        return step
+    runs = [lane for pack in made for lane in pack.lanes]
+    kept = [lane.snapshot() for lane in runs]
+    recorder.warm_up(step)
+    for lane, copies in zip(runs, kept, strict=True):
+        lane.restore(copies)
+    return recorder.record(step, [])
+
+
+def gradients(
+    device: str, precision: str, optimizer: str, places: int, packed: bool
+) -> list[Tensor]:
+    """Of each run in its first step, in a pack or by itself."""
+    runs = lanes(device, precision, optimizer, places)
+    if packed:
+        recorded([Pack(runs, places)], device)()
+    else:
+        advance(SideBySide(), runs, 1, batch(device))
+    return [lane.replica.grad.double() for lane in runs]
+
+
+def packed_off(
+    device: str, precision: str, optimizer: str, places: int
+) -> tuple[float, float]:
+    """Relative error of gradients in a pack and alone, the largest of all runs.
+
+    Against fp32 alone: a pack may add no more than what rounding does anyway.
+    """
+    exact = gradients(device, "fp32", optimizer, places, packed=False)
+    errors = []
+    for packed in (True, False):
+        found = gradients(device, precision, optimizer, places, packed)
+        pairs = zip(found, exact, strict=True)
+        errors.append(max(float((a - b).norm() / b.norm()) for a, b in pairs))
+    return errors[0], errors[1]
+
+
+def pack_differs(device: str, precision: str, places: int) -> bool:
+    """Whether a run of SAM depends in any bit on its place in a pack or on the others.
+
+    Three packs: the run with idle places; among others; the same turned round.
+    """
+    ends = []
+    for count, turned in ((1, False), (places, False), (places, True)):
+        runs = lanes(device, precision, "sam", count)
+        step = recorded([Pack(runs[::-1] if turned else runs, places)], device)
+        for _ in range(5):
+            step()
+        ends.append(runs[0].replica.weights.clone())
+    return not all(torch.equal(ends[0], end) for end in ends[1:])
+
+
 def bandwidth(device: str) -> float:
     """Bytes read and written per second by a copy."""
     size = 2**22 if device == "cpu" else 2**30
@@ -185,15 +268,33 @@ def step_time(device: str, precision: str, optimizer: str, count: int) -> float:
     return whole / (_STEPS * count * (2 if optimizer == "sam" else 1))
 
 
-def kernels(device: str, precision: str, optimizer: str) -> int:
+def packed_time(
+    device: str, precision: str, optimizer: str, count: int, places: int
+) -> float:
+    """The same of runs in packs."""
+    made = packs(device, precision, optimizer, count, places)
+
+    def work(step: Callable[[], None]) -> None:
+        for lane in (lane for pack in made for lane in pack.lanes):
+            lane.place.zero_()
+        for _ in range(_STEPS):
+            step()
+
+    with arithmetic(precision):
+        step = recorded(made, device)
+        whole = timed(lambda: work(step), device)
+    return whole / (_STEPS * count * (2 if optimizer == "sam" else 1))
+
+
+def kernels(device: str, work: Callable[[], object]) -> int:
     """Kernels of an eager step, which a graph replays; 0 on the CPU."""
     if device == "cpu":
         return 0
-    runs, together = lanes(device, precision, optimizer, 1), SideBySide()
-    advance(together, runs, 3, batch(device))
+    for _ in range(3):
+        work()
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
-        advance(together, runs, 1, batch(device))
+        work()
         _wait(device)
     kind = torch.autograd.DeviceType.CUDA
     return sum(event.device_type == kind for event in profile.events())
@@ -219,15 +320,82 @@ def test_time(device: str, precision: str) -> float:
         return timed(lambda: together.test(runs), device, 5)
 
 
+def folded_test(lane: Lane) -> None:
+    """``Lane.test`` with folded batch norms."""
+    logits = folded_logits(lane.replica, lane.test_images)
+    right = (logits.argmax(1) == lane.test_labels).double()
+    lane.hits.zero_().index_add_(0, lane.test_labels, right)
+
+
+def folded_time(device: str, precision: str) -> float:
+    """Milliseconds of the same pass over 10,000 test images, batch norms folded."""
+    (lane,), recorder = lanes(device, precision, "sgd", 1), graphs(device)
+
+    def work() -> None:
+        folded_test(lane)
+
+    with arithmetic(precision):
+        if recorder:
+            recorder.warm_up(work)
+            work = recorder.record(work, [])
+        return timed(work, device, 5)
+
+
+def folded_check(device: str, precision: str) -> dict[str, Any]:
+    """Outputs of a network that learned a little, and its share of right answers."""
+    (lane,), together = lanes(device, precision, "sgd", 1), SideBySide(graphs(device))
+    with arithmetic(precision):
+        for _ in range(4):
+            advance(together, [lane], lane.count // batch(device), batch(device))
+        pair = [lane.replica.logits(lane.test_images)]
+        pair += [folded_logits(lane.replica, lane.test_images)]
+    off = float((pair[1] - pair[0]).norm() / pair[0].norm())
+    right = [(t.argmax(1) == lane.test_labels).double().mean().item() for t in pair]
+    held = off < 1e-4 if precision == "fp32" else abs(right[1] - right[0]) < 0.015
+    what = f"folded test pass against the usual one, {precision}"
+    return {"what": what, "off": off, "right": right, "held": held}
+
+
 def line(device: str, precision: str, optimizer: str, count: int) -> dict[str, Any]:
-    """Time of a step with what it is measured against."""
+    """Time of a step of lanes with what it is measured against."""
+    runs, together = lanes(device, precision, optimizer, 1), SideBySide()
+    launched = kernels(device, lambda: advance(together, runs, 1, batch(device)))
     taken = step_time(device, precision, optimizer, count)
+    return timing(
+        f"{count} x {optimizer}, {precision}", device, precision, taken, launched
+    )
+
+
+def packed_line(
+    device: str, precision: str, optimizer: str, count: int, places: int
+) -> dict[str, Any]:
+    """The same of packs; kernels are those of one pack."""
+    one = packs(device, precision, optimizer, places, places)
+    launched = kernels(device, stepper(one, device))
+    taken = packed_time(device, precision, optimizer, count, places)
+    what = f"{count} x {optimizer} in packs of {places}, {precision}"
+    return timing(what, device, precision, taken, launched)
+
+
+def timing(
+    what: str, device: str, precision: str, taken: float, launched: int
+) -> dict[str, Any]:
     floor = 1e3 * _FLOOR_BYTES[precision] / bandwidth(device)
     share = None if device == "cpu" else round(floor / taken, 3)
     return {
-        "what": f"{count} x {optimizer}, {precision}", "ms/fb": round(taken, 4),
-        "share of byte floor": share, "kernels": kernels(device, precision, optimizer),
+        "what": what, "ms/fb": round(taken, 4), "share of byte floor": share,
+        "kernels": launched,
     }  # fmt: skip
+
+
+def packings(device: str, precision: str) -> list[tuple[int, int]]:
+    """How many runs are timed, and in packs of how many."""
+    if precision == "fp32":  # no tensor cores: four times the work is four times it
+        return []
+    if device == "cpu":
+        return [(2, 2), (4, 2)] if precision == "bf16" else []
+    others = [(4, 4), (8, 4), (4, 2), (12, 2), (8, 8)] if precision == "bf16" else []
+    return [(12, 4), *others]
 
 
 def checks(device: str) -> Iterator[dict[str, Any]]:
@@ -244,19 +412,53 @@ def checks(device: str) -> Iterator[dict[str, Any]]:
             yield {"what": what, "from": first, "to": last, "held": last < first}
 
 
+def packed_check(
+    device: str, precision: str, optimizer: str, places: int
+) -> dict[str, Any]:
+    with arithmetic(precision):
+        off, alone = packed_off(device, precision, optimizer, places)
+    what = f"packs of {places} against lanes, {optimizer}, {precision}"
+    held = off < 1e-3 + 1.5 * alone
+    return {"what": what, "off": off, "alone": alone, "held": held}
+
+
+def place_check(device: str, precision: str, places: int) -> dict[str, Any]:
+    with arithmetic(precision):
+        differs = pack_differs(device, precision, places)
+    what = f"whatever place and company, packs of {places}, {precision}"
+    return {"what": what, "held": not differs}
+
+
+def packed_checks(device: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """One by one, so that a machine that cannot do them still measures the rest."""
+    for places in (2,) if device == "cpu" else (4, 2, 8):
+        for precision in ("fp32", "bf16"):
+            for optimizer in ("sgd", "sam"):
+                yield partial(packed_check, device, precision, optimizer, places)
+            yield partial(place_check, device, precision, places)
+
+
 def measurements(device: str) -> Iterator[Callable[[], dict[str, Any]]]:
     yield lambda: {"what": "copy, TB/s", "rate": bandwidth(device) / 1e12}
     yield lambda: {"what": "bf16 product, TFLOP/s", "rate": product_rate(device) / 1e12}
     for recorded in (True, False):
         name = "node of a graph" if recorded else "eager launch"
         yield lambda r=recorded, n=name: {"what": f"{n}, us", "us": node(device, r)}
+    yield from packed_checks(device)
     counts = (1, 2) if device == "cpu" else (1, 2, 4, 6, 12)
     for precision in ("bf16", "tf32", "fp32"):
         for optimizer in ("sgd", "sam"):
             for count in counts:
                 yield lambda p=precision, o=optimizer, n=count: line(device, p, o, n)
+            for packing in packings(device, precision):
+                yield partial(packed_line, device, precision, optimizer, *packing)
+    for precision in ("fp32", "bf16"):
+        yield partial(folded_check, device, precision)
     for precision in ("bf16", "tf32"):
         yield lambda p=precision: {"what": f"test, {p}", "ms": test_time(device, p)}
+        yield lambda p=precision: {
+            "what": f"test, batch norms folded, {p}", "ms": folded_time(device, p)
+        }  # fmt: skip
 
 
 def main() -> int:
