@@ -7,7 +7,7 @@ alone, and the loss falls. If one fails, the times below it mean nothing and the
 code is 1. Then the copy and product rates, the cost of a graph's node, and for one run
 and for several side by side the milliseconds of a forward and backward pass of one run
 (``ms/fb``), with its share of the byte floor; the same of runs packed into one wide
-network (``train/packs.py``), which training does not use yet. A test pass last, as it
+network (``wide.py``), which training does not use yet. A test pass last, as it
 is and with folded batch norms. Every line is written at once; one that fails is printed
 and does not end the others. ``--device cpu`` goes through all of it at small sizes, to
 see that it works; its times say nothing.
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from wide import Pack, folded_logits
 
 from saddlebook import data
 from saddlebook.data.sources import CLASS_NAMES
@@ -34,7 +35,6 @@ from saddlebook.disk.files import dump_json, write_whole
 from saddlebook.experiment import Experiment
 from saddlebook.train.loop import CudaGraphs, SideBySide
 from saddlebook.train.optimizers import Hyper
-from saddlebook.train.packs import Pack, folded_logits
 from saddlebook.train.run import Lane, arithmetic, build_replica, normalised, prepare
 
 # Counted for one pass of ResNet-32 over 128 images, each tensor once in each direction,

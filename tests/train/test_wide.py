@@ -1,7 +1,9 @@
 """Runs packed into one wide network, against the same runs stepped one by one."""
 
 import copy
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -13,10 +15,12 @@ from test_train import TINY
 
 from saddlebook import data, losses, models
 from saddlebook.errors import UsageError
-from saddlebook.train import packs
 from saddlebook.train.optimizers import Hyper, Objective, Replica
-from saddlebook.train.packs import Pack, folded, folded_logits
 from saddlebook.train.run import Lane, build_replica, epoch_images, prepare
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks/gpu"))
+import wide
+from wide import Pack, folded, folded_logits
 
 
 class Spec(NamedTuple):
@@ -263,7 +267,7 @@ def test_a_folded_test_pass_gives_the_same_outputs(spec, blocks):
 @pytest.mark.parametrize("pixels", [1, 640, 10**6], ids=["one", "ten", "all"])
 def test_images_of_a_chunk_do_not_change_the_outputs(pixels, monkeypatch):
     made = trained(OURS)
-    monkeypatch.setitem(packs._PIXELS, "cpu", pixels)
+    monkeypatch.setitem(wide._PIXELS, "cpu", pixels)
     wanted = made.replica.logits(made.test_images)
     assert relative(folded_logits(made.replica, made.test_images), wanted) < 1e-12
 
