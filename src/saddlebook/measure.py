@@ -73,8 +73,8 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     share of each class's gradient in them, before re-weighting, with the weights of the
     epoch after that on the same network, and after the last epoch. With ``views``: the
     tail's classes fixed, as published, and as the exact mean over all crops and flips.
-    With ``whole``, of every image, with bf16 products: the rarest class of the head,
-    fixed and as published.
+    With ``whole``, of every image: the rarest class of the head, fixed and, with bf16
+    products, as published.
     """
     epochs = experiment.spectra_at
     if not epochs:
@@ -83,10 +83,11 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
         return _total_plan(experiment)
     if experiment.spectra_plan == "whole":
         class_ = class_groups(experiment.num_classes)["head"][-1]
+        redrawn = {"precision": "bf16"}  # tapes anew for every product
         return [
-            _item(epoch, class_, mode, whole=True) | {"precision": "bf16"}
+            _item(epoch, class_, mode, whole=True) | more
             for epoch in epochs
-            for mode in ("as_published", "clean")
+            for mode, more in (("as_published", redrawn), ("clean", {}))
         ]
     if experiment.spectra_plan == "head_images":
         return [
