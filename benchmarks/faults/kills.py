@@ -38,6 +38,10 @@ import bundle  # noqa: E402
 Row = dict[str, Any]
 _FULL = ("--scale", "full", "--quiet")
 _CHAIN = 5  # kills of one folder before the command may end
+SNAKEMAKE = small.ROOT / ".venv-workflow/bin/snakemake"  # make sets it up
+HAS_SNAKEMAKE = (small.ROOT / ".venv-workflow/.ready").exists()
+# A word of the command lines of processes that can be killed alone
+_ALONE = {"kernel": "ipykernel_launcher", "job": "saddlebook"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Command:
         words: A program of ``PROGRAMS`` and its words.
         mark: Glob of a file that shows that the work has begun.
         victim: ``all`` processes, the one that was started (``parent``), or the
-            ``kernel`` that it started.
+            ``kernel`` or ``job`` that it started.
         before: Programs and words that lay the ground.
     """
 
@@ -83,15 +87,16 @@ COMMANDS = {
     "reproduce": _small("reproduce", mark=_MARK, before=(_CHECKOUT,)),
     "book": Command(_PAGES, "_build/*", before=(_CHECKOUT, _RECORDS)),
     "Snakemake": Command(
-        ("snakemake", "--quiet", "all"), "_build/workflow/quick/*", before=(_CHECKOUT,)
+        ("snakemake", "machine", "control", "0,1,2", "--quiet", "all"),
+        "_build/workflow/quick/*",
+        before=(_CHECKOUT,),
     ),
 }
 
 
-def kills(count: int, seed: int, snakemake: str) -> Iterator[tuple[str, Callable]]:
+def kills(count: int, seed: int) -> Iterator[tuple[str, Callable]]:
     """As many kills as asked for, shared out among the commands, each a row."""
-    known = [what for what in COMMANDS if snakemake or what != "Snakemake"]
-    os.environ["SNAKEMAKE"] = snakemake
+    known = [what for what in COMMANDS if HAS_SNAKEMAKE or what != "Snakemake"]
     # those that start a kernel take ten times as long: half as many
     weights = [1 if _CHECKOUT in COMMANDS[what].before else 2 for what in known]
     for place, what in enumerate(known):
@@ -152,17 +157,17 @@ def kill(process: Any, victim: str) -> None:
         family += psutil.Process(process.pid).children(recursive=True)
     if victim == "parent":
         family = family[:1]
-    elif victim == "kernel":
-        family = [p for p in family[1:] if _is_kernel(p)]
+    elif victim in _ALONE:
+        family = [p for p in family[1:] if _has(p, _ALONE[victim])]
     for one in family:
         with suppress(psutil.NoSuchProcess):
             one.kill()
     process.join()
 
 
-def _is_kernel(process: psutil.Process) -> bool:
+def _has(process: psutil.Process, word: str) -> bool:
     with suppress(psutil.NoSuchProcess):
-        return "ipykernel_launcher" in process.cmdline()
+        return word in process.cmdline()
     return False
 
 
@@ -243,14 +248,18 @@ def _papermill(words: list[str]) -> None:
     papermill(words)
 
 
+def snakemake(profile: str, studies: str, seeds: str, *more: str) -> list[str]:
+    """The command for a folder with ``workflow``; ``more``: Snakemake's own words."""
+    told = {"python": sys.executable, "scale": "quick"}
+    told |= {"studies": studies, "seeds": seeds}
+    config = [f"{name}={value}" for name, value in told.items()]
+    place = ["--profile", f"workflow/profiles/{profile}"]
+    return [str(SNAKEMAKE), *place, *more, "--config", *config]
+
+
 def _snakemake(words: list[str]) -> None:
-    tool = os.environ["SNAKEMAKE"]
-    config = [f"python={sys.executable}", "scale=quick", "studies=control"]
-    config += [word for word in words if "=" in word] or ["seeds=0,1,2"]
-    words = [word for word in words if "=" not in word]
-    place = ["--snakefile", "workflow/Snakefile"]
-    place += ["--profile", "workflow/profiles/machine"]
-    os.execv(tool, [tool, *place, *words, "--config", *config])
+    command = snakemake(*words)
+    os.execv(command[0], command)
 
 
 PROGRAMS: dict[str, Callable[[list[str]], Any]] = {

@@ -46,7 +46,7 @@ def rows(asked: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], Row
         "rival": hurdles.rivals(),
         "again": hurdles.again(),
         "long run": long_runs.long_runs(asked.long),
-        "kill": kills.kills(asked.kills, asked.seed, asked.snakemake),
+        "kill": kills.kills(asked.kills, asked.seed),
     }
     for kind, some in parts.items():
         for what, make in some:
@@ -110,7 +110,6 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="book builds too: hours")
     parser.add_argument("--only", help="rows, such as 'book|image'; no table then")
     parser.add_argument("--so-far", action="store_true", help="the rows there are")
-    parser.add_argument("--snakemake", default="", help="its program, if installed")
     parser.add_argument("--out", type=Path, default=small.ROOT / "results/faults.json")
     asked = parser.parse_args()
     known = [what for _, what, _ in rows(asked)]

@@ -141,8 +141,8 @@ def test_files_and_functions_stay_short():
     assert statistics.quantiles(lengths, n=10)[-1] <= 25
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+def pins(folder: str = ".") -> dict[str, str]:
+    lines = (ROOT / folder / "requirements.txt").read_text().splitlines()
     return dict(line.split("==") for line in lines if line and line[0] != "#")
 
 
@@ -156,21 +156,15 @@ def test_every_requirement_is_pinned_and_installed_as_pinned():
     assert wrong == {}
 
 
-def locked(file):
-    """Names and versions of a lock, each with its hashes."""
-    text = (ROOT / file).read_text()
+@pytest.mark.parametrize("folder", [".", "workflow"])
+def test_everything_that_is_installed_has_its_version_and_hashes(folder):
+    text = (ROOT / folder / "requirements.lock").read_text()
     assert "://" not in text
     entries = re.split(r"\n(?=\S)", text.strip())
+    locked = [re.match(r"([\w.-]+)==([^ ]+)", entry).groups() for entry in entries]
+    for name, pin in pins(folder).items():
+        assert (name.lower().replace("_", "-"), pin) in locked
     assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
-    return [re.match(r"([\w.-]+)==([^ ]+)", entry).groups() for entry in entries]
-
-
-def test_everything_that_is_installed_has_its_version_and_hashes():
-    found = locked("requirements.lock")
-    for name, pin in pins().items():
-        assert (name.lower().replace("_", "-"), pin) in found
-    apart = dict(locked("workflow/requirements.lock"))
-    assert {"snakemake", "snakemake-executor-plugin-slurm"} <= set(apart)
 
 
 # Names on the registry that are imported, or run, under another one
