@@ -295,10 +295,14 @@ class _Crew:
 
 
 class _Voice:
-    """A watcher in a worker that tells its parent."""
+    """A watcher in a worker that tells its parent, and what an epoch took."""
 
     def __init__(self, pipe: Any) -> None:
         self._pipe, self._stop = pipe, threading.Event()
+        self.start_clocks()
+
+    def start_clocks(self) -> None:
+        self._wall, self._cpu = time.monotonic(), time.process_time()
 
     def stop(self) -> None:
         self._stop.set()
@@ -308,6 +312,9 @@ class _Voice:
 
     def epoch_done(self, experiment: Experiment, row: dict[str, Any]) -> None:
         told = {name: row[name] for name in ("epoch", "train_loss")}
+        told["wall"] = time.monotonic() - self._wall  # seconds
+        told["cpu"] = time.process_time() - self._cpu
+        self.start_clocks()
         self._pipe.send(("epoch", experiment, told))
 
     def measuring(self, *told: Any) -> None:
@@ -330,6 +337,7 @@ def _serve(pipe: Any, device: str, options: dict[str, Any]) -> None:
             name = group[0].dataset
             if name not in images:
                 images = {name: data.load(name, options["data_root"])}
+            voice.start_clocks()
             runner.run_all(
                 group, device=device, dataset=images[name], watcher=voice,
                 group=len(group), **options,

@@ -56,6 +56,7 @@ NEEDS = {
 }  # fmt: skip
 _SOURCES = ("_config.yml", "_toc.yml", "CITATION.cff")
 _MINUTE = 60.0
+_TELLING = 1.1  # times the hours on free cores: then these are told, too
 Say = Callable[[str], None]
 
 
@@ -239,21 +240,48 @@ def plan(scale: str, results: str | Path) -> list[Part]:
     return parts
 
 
-def told_plan(parts: Sequence[Part], rate: float) -> Iterator[str]:
-    """The plan as lines; ``rate``: passes over one image a second, 0: not measured."""
+@dataclass(frozen=True)
+class Pace:
+    """How fast the work goes.
+
+    Attributes:
+        rate: Passes over one image a second, by all workers, on the machine as busy as
+            it is; 0: not measured.
+        share: Seconds of its core that a worker got in a second.
+    """
+
+    rate: float = 0.0
+    share: float = 1.0
+
+
+def told_plan(parts: Sequence[Part], pace: Pace) -> Iterator[str]:
+    """The plan as lines, with hours on free cores where those are plainly fewer."""
+    rates = {"hours, as busy as now": pace.rate}
+    if pace.share * _TELLING < 1:
+        rates["on free cores"] = pace.rate / pace.share
     width = max(len(part.chapter) for part in parts) + 1
-    yield f"{'chapter':{width}}{'runs':>6}{'here':>6}{'to do':>7}{'hours':>9}"
+
+    def line(name: str, counts: str, work: float) -> str:
+        told = (
+            f"{_hours(work, rate):>{len(head) + 2}}" for head, rate in rates.items()
+        )
+        return f"{name:{width}}{counts}{''.join(told)}"
+
+    heads = "".join(f"  {head}" for head in rates)
+    yield f"{'chapter':{width}}{'runs':>6}{'here':>6}{'to do':>7}{heads}"
     for part in parts:
-        hours = f"{part.work / rate / 3600:9.2f}" if rate else f"{'?':>9}"
         counts = f"{part.runs:6}{part.here:6}{len(part.todo):7}"
-        yield f"{part.chapter:{width}}{counts}{hours}"
+        yield line(part.chapter, counts, part.work)
     todo, work = sum(len(p.todo) for p in parts), sum(p.work for p in parts)
-    hours = f"{work / rate / 3600:9.2f}" if rate else f"{'?':>9}"
-    yield f"{'together':{width}}{'':12}{todo:7}{hours}"
+    yield line("together", f"{'':12}{todo:7}", work)
+
+
+def _hours(work: float, rate: float) -> str:
+    return f"{work / rate / 3600:.2f}" if rate else "?"
 
 
 class _Timed(Progress):
-    """Stops when time is up, and knows how fast the work goes."""
+    """Stops when time is up, and knows how fast a worker is."""
 
     def __init__(
         self, total: float, limit: float, show: bool, patience: float = 0
@@ -261,19 +289,18 @@ class _Timed(Progress):
         super().__init__(total, show=show)
         self._deadline = time.monotonic() + limit
         self._patience = patience  # seconds more while nothing is known of the rate
-        self._first = (time.monotonic(), 0.0)
-        self.rate = 0.0
+        self._wall = self._cpu = 0.0  # seconds, of all workers' epochs
+        self.pace = Pace()  # of one worker
 
     def stopped(self) -> bool:
         late = time.monotonic() - self._deadline
-        return late > (0 if self.rate else self._patience) or super().stopped()
+        return late > (0 if self.pace.rate else self._patience) or super().stopped()
 
     def epoch_done(self, experiment: Experiment, row: dict[str, Any]) -> None:
         super().epoch_done(experiment, row)
-        (began, before), now = self._first, time.monotonic()
-        self.rate = (self.worked - before) / (now - began)
-        if not before:  # the first epoch's time has the preparation in it
-            self._first = (now, self.worked)
+        self._wall += row["wall"]
+        self._cpu += row["cpu"]
+        self.pace = Pace(self.worked / self._wall, min(1.0, self._cpu / self._wall))
 
 
 def reproduce(
@@ -314,9 +341,9 @@ def reproduce(
     places |= {"results": results, "note": say}
     parts = plan(scale, results)
     minute = _MINUTE if limit is None else min(_MINUTE, limit / 10)
-    rate = _measured(parts, minute, show, say, crew, places)
+    pace = _measured(parts, minute, show, say, crew, places)
     parts = plan(scale, results)
-    for line in told_plan(parts, rate):
+    for line in told_plan(parts, pace):
         say(line)
     if only_plan:
         return None
@@ -348,11 +375,11 @@ def _measured(
     say: Say,
     crew: Sequence[str],
     places: dict[str, Any],
-) -> float:
-    """Passes over one image a second, in the first runs' first minute (it counts)."""
+) -> Pace:
+    """How fast it goes in the first runs' first minute, which counts."""
     todo = [e for part in parts for e in part.todo]
     if not todo:
-        return 0.0
+        return Pace()
     say(f"measuring for {seconds:.0f} s how fast the first of {len(todo)} runs go …")
     timed = _Timed(runner.total_work(todo), seconds, show, patience=4 * seconds)
     try:
@@ -363,7 +390,9 @@ def _measured(
             raise
     finally:
         timed.close()
-    return timed.rate
+    one, size = timed.pace, min(len(crew), len(todo))
+    # a processor that waits for its GPU is not one that others keep busy
+    return Pace(one.rate * size, one.share if crew[0] == "cpu" else 1.0)
 
 
 def _make(
