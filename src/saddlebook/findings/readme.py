@@ -299,20 +299,22 @@ def saddles(scale: str = "lite", results: str | Path = RESULTS) -> Card:
     averaged, fresh = _claims_and_runs(spectra_claims.views_family(), scale, results)
     rows = _tail_rows(runs, fresh)
     crops, _, fixed, _, mean, _ = rows
-    kinds = tables.kinds(tables.pick(runs.spectra, stage=tables.LAST, mode="clean"))
-    bent = kinds.isin(["slope", "saddle", "flat"]).sum()
+    last = tables.pick(runs.spectra, stage=tables.LAST, mode="clean")
+    kinds = tables.kinds(last)
+    which = ", ".join(f"class {n}" for n in {*last["label"][kinds == "saddle"]})
     answer = (
         f"{_OPENING[_joint(found, _SADDLES)]}, if the images are held fixed. Of "
-        f"{len(kinds)} class losses measured after training {bent} bend down "
-        f"somewhere, and {kinds.eq('saddle').sum() or 'none'} of them is a saddle by "
-        "the rule of chapter 5, which asks for a small gradient, too. With SGD the "
-        f"tail's most negative curvature is {fixed.full.text} of its largest in the "
-        f"paper's own setting. The ratio of {crops.printed}, read off the paper's "
-        f"figure for classes 7 and 8, comes back, as {crops.full.text}, with its own "
-        "procedure only, which draws "
-        "new crops of the images in every product. Averaged exactly over all crops and "
-        f"flips, as training sees the images, it is {mean.lite.text} at "
-        f"laptop scale; that it stays below .2 is {averaged['word']['f4']}. "
+        f"{len(kinds)} class losses measured after training "
+        f"{kinds.isin(['slope', 'saddle', 'flat']).sum()} bend down somewhere, and "
+        f"{kinds.eq('saddle').sum() or 'none'} of them{which and f' ({which})'} is a "
+        "saddle by the rule of chapter 5, which asks for a small gradient, too. With "
+        f"SGD the tail's most negative curvature is {fixed.full.text} of its largest "
+        f"in the paper's own setting. The ratio of {crops.printed}, read off the "
+        f"paper's figure for classes 7 and 8, comes back, as {crops.full.text}, with "
+        "its own procedure only, which draws new crops of the images in every product. "
+        "Averaged exactly over all crops and flips, as training sees the images, it is "
+        f"{mean.lite.text} at laptop scale; that it stays below .2 is "
+        f"{averaged['word']['f4']}. "
         + spectra_claims.flattening(tables.pick(runs.spectra, scale=scale))
     )
     return _card(
