@@ -46,8 +46,7 @@ _QUICK_STEPS = 12  # enough to show the machinery
 _RTOL = 0.01
 _TOTAL_RTOL = 0.05  # of the total loss's λmax: the figure is logarithmic
 _OUTLIERS = 10  # as many as there are classes
-_DENSITIES = ("clean", "as_published")
-_OF_TOTAL = ("total", "outliers", "outliers_reweighted")  # λmax alone, or ten vectors
+_DENSITIES = ("clean", "as_published")  # modes whose nodes a record keeps
 # Of the largest class, by mode; a view more costs a released mode a redraw, the mean
 # over all views a product of each
 HEAD_IMAGES = {
@@ -147,7 +146,8 @@ def _item(
 ) -> dict[str, Any]:
     """One measurement of a class that is cut to ``images``, or to the size of ``cut``.
 
-    ``cut`` names a class; ``seed`` draws the images. The class None is all of them.
+    ``cut`` names a class; ``seed`` draws the images; ``whole`` tells a class apart
+    from its part elsewhere. The class None is all of them.
     """
     name = mode + ("_held_out" if held_out else "") + (f"_cut{seed}" if cut else "")
     name += f"_of{images}" if images else "_whole" * whole
@@ -295,7 +295,7 @@ def _measured(
     item: Mapping[str, Any],
     tick: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    if item["mode"] in _OF_TOTAL:
+    if item["class"] is None:
         return _measured_total(experiment, task, model, item, tick)
     images, labels = task.images, task.labels
     if item["held_out"]:
