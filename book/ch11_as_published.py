@@ -89,7 +89,7 @@ page.source(lanczos.released)
 # %% tags=["remove-input"]
 figures.show(
     spectra.plot_causes(tables.causes(wide)),
-    f"The paper's own setting, {paper_runs}: |λmin/λmax| after the last epoch, CE+DRW "
+    "The paper's own setting: |λmin/λmax| after the last epoch, all runs of CE+DRW "
     "with SGD. Top left: the corrected measurement; bottom right: as published.",
 )
 figures.show(
