@@ -1,7 +1,9 @@
 """Numbers as readers see them."""
 
+import numpy as np
 import pytest
 
+from saddlebook.findings import verdicts
 from saddlebook.findings.claims import typeset
 
 
@@ -18,3 +20,12 @@ from saddlebook.findings.claims import typeset
 )
 def test_numbers_are_typeset(raw: str, shown: str) -> None:
     assert typeset(raw) == shown
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [([1], "1 run"), ([2, 2], "2 runs"), ([1, 3, 2], "1 to 3 runs"), ([], "0 runs")],
+)
+def test_numbers_of_runs_are_told_in_words(counts: list[int], told: str) -> None:
+    assert verdicts.in_runs(counts) == told
+    assert verdicts.in_runs([np.int64(count) for count in counts]) == told

@@ -196,5 +196,5 @@ def equivalence(ours: Sample, theirs: Sample, margin: float) -> Verdict:
 
 def in_runs(counts: Sequence[int]) -> str:
     """Numbers of runs in words, such as ``1 to 2 runs``."""
-    low, high = min(counts, default=0), max(counts, default=0)
+    low, high = (int(end(counts, default=0)) for end in (min, max))
     return f"{low} run{'s' * (low != 1)}" if low == high else f"{low} to {high} runs"
