@@ -313,32 +313,14 @@ def profile(device: str, precision: str) -> str:
     return averages.table(sort_by=order, row_limit=20, max_name_column_width=70)
 
 
-def test_time(device: str, precision: str) -> float:
-    """Milliseconds of a pass over 10,000 test images."""
+def test_time(device: str, precision: str, folded: bool) -> float:
+    """Milliseconds of a pass over 10,000 test images; ``folded``: batch norms are."""
     runs, together = lanes(device, precision, "sgd", 1), SideBySide(graphs(device))
+    if folded:
+        replica = runs[0].replica
+        replica.logits = partial(folded_logits, replica)
     with arithmetic(precision):
         return timed(lambda: together.test(runs), device, 5)
-
-
-def folded_test(lane: Lane) -> None:
-    """``Lane.test`` with folded batch norms."""
-    logits = folded_logits(lane.replica, lane.test_images)
-    right = (logits.argmax(1) == lane.test_labels).double()
-    lane.hits.zero_().index_add_(0, lane.test_labels, right)
-
-
-def folded_time(device: str, precision: str) -> float:
-    """Milliseconds of the same pass over 10,000 test images, batch norms folded."""
-    (lane,), recorder = lanes(device, precision, "sgd", 1), graphs(device)
-
-    def work() -> None:
-        folded_test(lane)
-
-    with arithmetic(precision):
-        if recorder:
-            recorder.warm_up(work)
-            work = recorder.record(work, [])
-        return timed(work, device, 5)
 
 
 def folded_check(device: str, precision: str) -> dict[str, Any]:
@@ -455,10 +437,10 @@ def measurements(device: str) -> Iterator[Callable[[], dict[str, Any]]]:
     for precision in ("fp32", "bf16"):
         yield partial(folded_check, device, precision)
     for precision in ("bf16", "tf32"):
-        yield lambda p=precision: {"what": f"test, {p}", "ms": test_time(device, p)}
-        yield lambda p=precision: {
-            "what": f"test, batch norms folded, {p}", "ms": folded_time(device, p)
-        }  # fmt: skip
+        for kind, folded in (("test", False), ("test, batch norms folded", True)):
+            yield lambda p=precision, k=kind, f=folded: {
+                "what": f"{k}, {p}", "ms": test_time(device, p, f)
+            }  # fmt: skip
 
 
 def main() -> int:
