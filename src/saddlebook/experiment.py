@@ -37,7 +37,9 @@ _CHOICES = {
     "sam_epochs": ("all", "before", "after"), "model": _SMALL_MODELS + _LARGE_MODELS,
     "imbalance": ("exp", "step", "as_is"), "loss": ("ce", "ldam", "vs", "focal"),
     "pipeline": ("torchvision", "mapped"), "sam_climb": ("batch", "shard"),
-    "spectra_plan": ("classes", "head_images", "whole", "views", "total", "outliers"),
+    "spectra_plan": (
+        "classes", "head_images", "whole", "largest", "views", "total", "outliers",
+    ),
     "schedule": ("steps", "cosine"), "sam_bn": ("both", "first"),
     "precision": PRECISIONS,
 }  # fmt: skip
@@ -127,8 +129,8 @@ class Experiment:
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp64``.
         spectra_at: Epochs whose class spectra are measured.
         spectra_images: Most images of a class that its spectra use; None is all.
-        spectra_plan: ``classes``, ``head_images``, ``whole``, ``views``, ``total``
-            or ``outliers``; see ``measure.spectra_plan``.
+        spectra_plan: ``classes``, ``head_images``, ``whole``, ``largest``, ``views``,
+            ``total`` or ``outliers``; see ``measure.spectra_plan``.
         seed: Of initial weights, order and augmentation; the split is always seed 0.
         classes: Of your own images, their number; ``run`` fills it in.
         images_digest: Of your own images, 16 hex digits; ``run`` fills it in.

@@ -46,6 +46,7 @@ _QUICK_STEPS = 12  # enough to show the machinery
 _RTOL = 0.01
 _TOTAL_RTOL = 0.05  # of the total loss's λmax: the figure is logarithmic
 _OUTLIERS = 10  # as many as there are classes
+_OF_TOTAL = ("total", "outliers", "outliers_reweighted")  # modes: highest ends only
 _DENSITIES = ("clean", "as_published")  # modes whose nodes a record keeps
 # Of the largest class, by mode; a view more costs a released mode a redraw, the mean
 # over all views a product of each
@@ -73,21 +74,16 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
     epoch after that on the same network, and after the last epoch. With ``views``: the
     tail's classes fixed, as published, and as the exact mean over all crops and flips.
     With ``whole``, of every image: the rarest class of the head, fixed and, with bf16
-    products, as published.
+    products, as published. With ``largest``, of every image: so the largest class, and
+    all classes together, fixed, with bf16 products.
     """
     epochs = experiment.spectra_at
     if not epochs:
         return []
     if experiment.spectra_plan in ("total", "outliers"):
         return _total_plan(experiment)
-    if experiment.spectra_plan == "whole":
-        class_ = class_groups(experiment.num_classes)["head"][-1]
-        redrawn = {"precision": "bf16"}  # tapes anew for every product
-        return [
-            _item(epoch, class_, mode, whole=True) | more
-            for epoch in epochs
-            for mode, more in (("as_published", redrawn), ("clean", {}))
-        ]
+    if experiment.spectra_plan in ("whole", "largest"):
+        return [item for epoch in epochs for item in _whole_plan(experiment, epoch)]
     if experiment.spectra_plan == "head_images":
         return [
             _item(epoch, 0, mode, images=count)
@@ -122,6 +118,18 @@ def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
         for mode in ("clean", "as_published")
         for seed in range(1 if quick else 3)
     ]
+
+
+def _whole_plan(experiment: Experiment, epoch: int) -> list[dict[str, Any]]:
+    quick = {"precision": "bf16"}  # of products that take a minute or more
+    largest = experiment.spectra_plan == "largest"
+    class_ = 0 if largest else class_groups(experiment.num_classes)["head"][-1]
+    found = [
+        _item(epoch, class_, "as_published", whole=True) | quick,
+        _item(epoch, class_, "clean", whole=True),
+    ]
+    every = _item(epoch, None, "clean", whole=True) | quick
+    return [*found, every] if largest else found
 
 
 def _total_plan(experiment: Experiment) -> list[dict[str, Any]]:
@@ -295,7 +303,7 @@ def _measured(
     item: Mapping[str, Any],
     tick: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    if item["class"] is None:
+    if item["mode"] in _OF_TOTAL:
         return _measured_total(experiment, task, model, item, tick)
     images, labels = task.images, task.labels
     if item["held_out"]:

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from saddlebook.curvature.hessian import class_spectra, spectrum
+from saddlebook.curvature.lanczos import Memory
 from saddlebook.errors import ResourceError, UsageError
 
 CE = nn.CrossEntropyLoss()
@@ -337,6 +338,7 @@ def test_more_steps_than_parameters_are_as_many_as_there_are():
 
 
 def test_a_basis_that_does_not_fit_is_said_with_its_size(monkeypatch):
-    monkeypatch.setattr("saddlebook.curvature.lanczos._free", lambda device: 2**20)
+    little = Memory(free=2**20, total=2**34)
+    monkeypatch.setattr("saddlebook.curvature.lanczos.memory", lambda device: little)
     with pytest.raises(ResourceError, match=r"100 Lanczos steps .* 3,003 parameters"):
         spectrum(nn.Linear(1000, 3), CE, torch.randn(9, 1000), LABELS[:9])

@@ -21,7 +21,7 @@ from saddlebook.curvature.certify import (
     with_trace,
 )
 from saddlebook.curvature.hessian import class_spectra, spectrum
-from saddlebook.curvature.lanczos import advance, distilled, starts
+from saddlebook.curvature.lanczos import Memory, advance, distilled, starts
 from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.resnet import ResNetProduct, best_product
@@ -341,6 +341,25 @@ class TestInvariance:
             first = kept(vector)
             assert torch.equal(rebuilt(vector), first)
             assert torch.equal(kept(vector), first)
+
+    @pytest.mark.parametrize(("free", "kept"), [(9e9, [0, 3, 6]), (4.1e9, [])])
+    def test_tapes_are_kept_while_a_quarter_of_memory_is_free(
+        self, free, kept, monkeypatch
+    ):
+        """Beyond what is kept anyway; the product is the same to the bit."""
+        problem = Problem(*case("resnet", count=7), batch_size=3)
+        monkeypatch.setattr("saddlebook.curvature.resnet.KEEP", 1)
+        monkeypatch.setattr(
+            "saddlebook.curvature.resnet.memory", lambda _: Memory(free, 16.4e9)
+        )
+        product, bare = (
+            ResNetProduct(problem, torch.float64, keep) for keep in (None, 0)
+        )
+        vector = torch.randn(product.size, dtype=torch.float64)
+        assert torch.equal(product(vector), bare(vector))
+        assert torch.equal(product(vector), bare(vector))
+        assert list(product._kept) == kept
+        assert not bare._kept
 
     def test_products_over_other_images_do_not_remember_the_first(self):
         model, loss, images, labels = case("resnet")

@@ -231,7 +231,7 @@ def _room(rows: Tensor, count: int) -> Tensor:
     count, size = max(count, len(rows)), rows.shape[1]
     need = count * size * rows.element_size()
     try:
-        if need > _free(rows.device):
+        if need > memory(rows.device).free:
             raise MemoryError
         room = rows.new_empty((count, size))
     except (MemoryError, RuntimeError) as error:
@@ -244,16 +244,24 @@ def _room(rows: Tensor, count: int) -> Tensor:
     return room
 
 
-def _free(device: torch.device) -> float:
-    """Bytes that a device has left, as far as it can be told."""
+class Memory(NamedTuple):
+    """Bytes of a device; infinite where they cannot be told."""
+
+    free: float
+    total: float
+
+
+def memory(device: torch.device) -> Memory:
+    """What a device has, and what of it nothing uses now."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return Memory(*torch.cuda.mem_get_info(device))
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        return math.inf
+        return Memory(math.inf, math.inf)
     found = dict(line.split(":") for line in lines)
-    return 1024 * float(found["MemAvailable"].split()[0])
+    names = "MemAvailable", "MemTotal"
+    return Memory(*(1024 * float(found[name].split()[0]) for name in names))
 
 
 def unit(vector: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from saddlebook.curvature.lanczos import memory
 from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.products import KEEP, Product
 from saddlebook.errors import UsageError
@@ -203,7 +204,8 @@ class ResNetProduct(Product):
     Args:
         problem: Whose Hessian.
         dtype: Of parameters and vectors.
-        keep: Bytes of tapes to keep.
+        keep: Bytes of tapes to keep; None: 1 GiB, and more while a quarter of the
+            device's memory stays free.
         inner: Of the tapes and convolutions of a product; None is ``dtype``.
         taped: In which tapes are made, before they are rounded to ``inner``; None is
             ``dtype``.
@@ -213,11 +215,12 @@ class ResNetProduct(Product):
         self,
         problem: Problem,
         dtype: torch.dtype = torch.float32,
-        keep: int = KEEP,
+        keep: int | None = None,
         inner: torch.dtype | None = None,
         taped: torch.dtype | None = None,
     ) -> None:
-        super().__init__(problem, dtype, keep)
+        super().__init__(problem, dtype, KEEP if keep is None else keep)
+        self.roomy = keep is None
         self.inner = inner or dtype
         finer = None if taped == dtype else taped
         self._maker = ResNetProduct(problem, finer, keep=0) if finer else None
@@ -294,9 +297,16 @@ class ResNetProduct(Product):
         if tape is None:
             tape = self._rounded(piece) if self._maker else self._record(piece)
             size = sum(t.nbytes for t in (*tape.inputs, *tape.deltas))
-            if size * piece.stop <= self.keep * (piece.stop - piece.start):
+            if self._has_room(size, piece):
                 self._kept[piece.start] = tape
         return tape
+
+    def _has_room(self, size: int, piece: slice) -> bool:
+        """Whether a chunk's tape of ``size`` bytes may stay, after those before it."""
+        if size * piece.stop <= self.keep * (piece.stop - piece.start):
+            return True
+        free, total = memory(self.device)
+        return self.roomy and self.keep > 0 and free - size > total / 4
 
     def _rounded(self, piece: slice) -> Tape:
         """A tape made in ``taped``, rounded to ``inner``."""
