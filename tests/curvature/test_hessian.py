@@ -360,6 +360,9 @@ class TestInvariance:
         assert torch.equal(product(vector), bare(vector))
         assert list(product._kept) == kept
         assert not bare._kept
+        product.forget()
+        assert not product._kept
+        assert torch.equal(product(vector), bare(vector))
 
     def test_products_over_other_images_do_not_remember_the_first(self):
         model, loss, images, labels = case("resnet")

@@ -459,8 +459,10 @@ def _released(
     """The released recurrence of a mode."""
 
     def recurrence(product: Product, start: Tensor) -> KrylovState:
-        redrawn = mode.images == "redrawn"
-        matvec = redrawn_product(product, images, seed) if redrawn else product
+        matvec: Matvec = product
+        if mode.images == "redrawn":
+            product.forget()  # its own images come again after the last step only
+            matvec = redrawn_product(product, images, seed)
         return lanczos.released(matvec, start, steps, mode.beta, progress)
 
     return recurrence

@@ -85,6 +85,10 @@ class Product:
         other._kept = {}
         return other
 
+    def forget(self) -> None:
+        """Free what is kept between products."""
+        self._kept.clear()
+
     def gradient(self) -> Tensor:
         """Gradient of the mean loss, in ``dtype``. [n]"""
         return self._summed(lambda piece: self.join(self._gradient(piece)))

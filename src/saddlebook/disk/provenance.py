@@ -56,7 +56,7 @@ SAME_SPECTRA = frozenset(
     | {"adacfa59dc55ead2", "cae229c0467771ee", "ed3eba89daf341a0", "d1770c4e7a716bef"}
     | {"9cf8b30a7caecf56", "dedab5fd792f7915", "2516402fcbc75c48", "87631317a7865338"}
     | {"842eecfaef6b6d3b", "fb645f094c31510b", "8d52c8a09df51df0"}
-    | {"566a67b6b4df88b9", "a8c8535d028e6fe7", "c33945a8f4aa69a8"}
+    | {"566a67b6b4df88b9", "a8c8535d028e6fe7", "c33945a8f4aa69a8", "84377454790075ee"}
 )
 _PACKAGE = Path(__file__).parents[1]
 
