@@ -25,9 +25,9 @@ from saddlebook.data.sources import CLASS_NAMES
 from saddlebook.figures import spectra, sweeps
 from saddlebook.findings import (
     claims,
-    edges,
     hypotheses,
     report,
+    sharpness,
     spectra_claims,
     tables,
 )
@@ -164,9 +164,7 @@ early = table[table["stage"] <= tables.SWITCH]
 shown = tables.pick(
     tables.spectra_table(curved["dynamics"]), stage=tables.LAST
 )
-pairs = {
-    end: spectra_claims.at_equal_loss(last, end) for end in tables.ENDS
-}
+pairs = {end: sharpness.at_equal_loss(last, end) for end in tables.ENDS}
 figures.show(
     spectra.plot_at_equal_loss(last, pairs),
     "At equal loss of a class, SAM has less negative curvature and much less positive "
@@ -176,7 +174,7 @@ figures.show(
 
 # %% tags=["remove-input"]
 page.table(
-    spectra_claims.equal_loss_sheet(shown, last, early),
+    sharpness.equal_loss_sheet(shown, last, early),
     "SAM divided by SGD at equal loss, geometric mean over seeds, 95 % t-interval",
 )
 
@@ -302,9 +300,9 @@ page.value("counts_images", claims.counts(fewer_found))
 
 # %% tags=["remove-input"]
 sharp = gather.gather(page, "edge")["edge"]
-sharp_found = gather.verdicts(page, edges.edge_family())
+sharp_found = gather.verdicts(page, sharpness.edge_family())
 figures.show(
-    sweeps.plot_edges(edges.edge_table(sharp)),
+    sweeps.plot_edges(sharpness.edge_table(sharp)),
     "Sharpness of the total loss and the edge that the step size, the radius and the batch "
     "gradient predict; after the switch the step size falls a hundredfold, SGD's edge "
     f"rises as much and SAM's less. {sweeps.setting_or_none(sharp)}",
@@ -332,9 +330,9 @@ page.value("counts_edge", claims.counts(sharp_found))
 # (e3); and the weights alone raise it (e4).
 
 # %% tags=["remove-input"]
-turned_found = gather.verdicts(page, edges.outlier_family())
+turned_found = gather.verdicts(page, sharpness.outlier_family())
 figures.show(
-    sweeps.plot_shares(edges.share_table(sharp)),
+    sweeps.plot_shares(sharpness.share_table(sharp)),
     "Share of each class's gradient in the ten highest eigenvectors of the total loss's "
     f"Hessian; class 0 is the largest. {sweeps.setting_or_none(sharp)}",
 )

@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from saddlebook import measure
 from saddlebook.disk.files import (
     decoded_checkpoint,
     encoded_checkpoint,
@@ -32,6 +31,7 @@ from saddlebook.errors import CorruptError, VerifyError, explained
 from saddlebook.experiment import Experiment
 from saddlebook.record import Record
 from saddlebook.store import Store
+from saddlebook.train.run import trained
 
 PARTS, ROOM = 4, 15 * 2**20  # a part may grow to 16 MiB, all of them to 64
 _PART, _UNPACKED = 2**24, 2**28  # bytes of a part, and of the files in it at most
@@ -199,6 +199,6 @@ def _reached(path: Path, content: bytes) -> int:
         with explained(f"{path} holds no spectra", "fetch it again"):
             return len([dict(item) for item in unsealed(content)])
     meta, _ = decoded_checkpoint(content, str(path))
-    if measure.trained(meta, str(path)).slug != path.parent.name:
+    if trained(meta, str(path)).slug != path.parent.name:
         raise CorruptError(f"{path} would be of another run than its folder's")
     return int(meta["epoch"])

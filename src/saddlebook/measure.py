@@ -1,6 +1,6 @@
 """Measures the spectra that a run's record holds, on its exported weights.
 
-The plan is data (``spectra_plan``); each measurement is ``hessian.measure`` in one of
+The plan is data (``PLANS``); each measurement is ``hessian.measure`` in one of
 the modes of ``curvature/hessian.py``. Finished ones are kept beside the weights, so a
 stopped measurement goes on where it was.
 """
@@ -21,19 +21,18 @@ from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.spectrum import rounded
 from saddlebook.data import Dataset, class_groups, normalise, resize, view_count
 from saddlebook.disk.files import (
-    read_checkpoint,
     read_whole,
     sealed,
     unsealed,
     write_whole,
 )
 from saddlebook.disk.provenance import curvature_digest, is_current, numerics_digest
-from saddlebook.errors import CorruptError, Stopped, explained
+from saddlebook.errors import Stopped, explained
 from saddlebook.experiment import Experiment
 from saddlebook.train.run import (
     Task,
     batch_gradient_norms,
-    build_network,
+    load_model,
     objective,
     prepare,
     scheduled,
@@ -47,101 +46,138 @@ _RTOL = 0.01
 _TOTAL_RTOL = 0.05  # of the total loss's λmax: the figure is logarithmic
 _OUTLIERS = 10  # as many as there are classes
 _OF_TOTAL = ("total", "outliers", "outliers_reweighted")  # modes: highest ends only
+Items = list[dict[str, Any]]
 _DENSITIES = ("clean", "as_published")  # modes whose nodes a record keeps
+
+
 # Of the largest class, by mode; a view more costs a released mode a redraw, the mean
 # over all views a product of each
 HEAD_IMAGES = {
     "clean": (25, 50, 100, 200, 400, 1000), "augmented": (25, 50),
     "as_published": (25, 50, 100, 200, 400),
 }  # fmt: skip
+_BF16 = {"precision": "bf16"}  # for products that take a minute or more
 
 
-def spectra_plan(experiment: Experiment) -> list[dict[str, Any]]:
-    """What is measured at ``experiment.spectra_at``, in order.
+def spectra_plan(experiment: Experiment) -> Items:
+    """What is measured at ``experiment.spectra_at``, in order; see ``PLANS``."""
+    return PLANS[experiment.spectra_plan](experiment) if experiment.spectra_at else []
 
-    Of a single epoch, and of own images: clean spectra of every class. Of several, as
-    in the dynamics figure: at every epoch, clean and as released, the rare half of the
-    classes (all but one); clean, the third class, and the first one at the ends and the
-    switch. At the last epoch also: clean spectra of all classes, the first and third as
-    released, and for a few classes the 2×2 table of causes, frozen augmentations,
-    held-out images, and the largest class cut to the size of the rarest. At ``quick``
-    one class is few.
 
-    With the plan ``head_images``: the largest class cut to ``HEAD_IMAGES``. With
-    ``total``, at every epoch: λmax of the loss over all training images and the norm of
-    a batch's gradient. With ``outliers`` also its ten highest eigenvectors, and the
-    share of each class's gradient in them, before re-weighting, with the weights of the
-    epoch after that on the same network, and after the last epoch. With ``views``: the
-    tail's classes fixed, as published, and as the exact mean over all crops and flips.
-    With ``whole``, of every image: the rarest class of the head, fixed and, with bf16
-    products, as published. With ``largest``, of every image: so the largest class, and
-    all classes together, fixed, with bf16 products.
+def _classes(experiment: Experiment) -> Items:
+    """Of a single epoch, and of own images: clean spectra of every class.
+
+    Of several, as in the dynamics figure: at every epoch, clean and as released, the
+    rare half of the classes (all but one); clean, the third class, and the first one at
+    the ends and the switch. At the last epoch also: clean spectra of all classes, the
+    first and third as released, and for a few classes the 2×2 table of causes, frozen
+    augmentations, held-out images, and the largest class cut to the size of the rarest.
+    At ``quick`` one class is few.
     """
-    epochs = experiment.spectra_at
-    if not epochs:
-        return []
-    if experiment.spectra_plan in ("total", "outliers"):
-        return _total_plan(experiment)
-    if experiment.spectra_plan in ("whole", "largest"):
-        return [item for epoch in epochs for item in _whole_plan(experiment, epoch)]
-    if experiment.spectra_plan == "head_images":
-        return [
-            _item(epoch, 0, mode, images=count)
-            for epoch in epochs
-            for mode, counts in HEAD_IMAGES.items()
-            for count in counts
-            if count <= experiment.largest_class
-        ]
-    classes = range(experiment.num_classes)
-    if experiment.spectra_plan == "views" and not experiment.is_own:
-        tail = class_groups(len(classes))["tail"]
-        modes = ("clean", "as_published", "augmented")
-        return [_item(e, c, mode) for e in epochs for mode in modes for c in tail]
+    epochs, classes = experiment.spectra_at, range(experiment.num_classes)
     if len(epochs) == 1 or experiment.is_own:
-        return [_item(epoch, c, "clean") for epoch in epochs for c in classes]
+        return [measurement(epoch, c, "clean") for epoch in epochs for c in classes]
     rare, last = list(classes[len(classes) // 2 :]), epochs[-1]
     head, third = classes[0], classes[2]
     quick = experiment.scale == "quick"
     few = rare[-2:-1] if quick else (rare[0], rare[-2], rare[-1])
-    items = [_item(e, c, "clean") for e in epochs for c in (third, *rare)]
+    items = [measurement(e, c, "clean") for e in epochs for c in (third, *rare)]
     figure = [rare[0], *rare[2:]]  # of these the paper's figure shows 5, 7 and 8
-    items += [_item(e, c, "as_published") for e in epochs for c in figure]
+    items += [measurement(e, c, "as_published") for e in epochs for c in figure]
     corners = sorted({epochs[0], *(e for e in epochs if e == experiment.drw_epoch)})
-    items += [_item(e, head, "clean") for e in corners if e != last]
-    items += [_item(last, c, "clean") for c in classes if c not in (third, *rare)]
-    items += [_item(last, c, "as_published") for c in (third, head)]
+    items += [measurement(e, head, "clean") for e in corners if e != last]
+    items += [measurement(last, c, "clean") for c in classes if c not in (third, *rare)]
+    items += [measurement(last, c, "as_published") for c in (third, head)]
     causes = ("redrawn", "fixed_before", "frozen")
-    items += [_item(last, c, mode) for mode in causes for c in few]
-    items += [_item(last, c, "clean", held_out=True) for c in (head, *few[-2:])]
+    items += [measurement(last, c, mode) for mode in causes for c in few]
+    items += [measurement(last, c, "clean", held_out=True) for c in (head, *few[-2:])]
     return items + [
-        _item(last, head, mode, cut=rare[-1], seed=seed)
+        measurement(last, head, mode, cut=rare[-1], seed=seed)
         for mode in ("clean", "as_published")
         for seed in range(1 if quick else 3)
     ]
 
 
-def _whole_plan(experiment: Experiment, epoch: int) -> list[dict[str, Any]]:
-    quick = {"precision": "bf16"}  # of products that take a minute or more
-    largest = experiment.spectra_plan == "largest"
-    class_ = 0 if largest else class_groups(experiment.num_classes)["head"][-1]
-    found = [
-        _item(epoch, class_, "as_published", whole=True) | quick,
-        _item(epoch, class_, "clean", whole=True),
+def _head_images(experiment: Experiment) -> Items:
+    """The largest class cut to ``HEAD_IMAGES``."""
+    return [
+        measurement(epoch, 0, mode, images=count)
+        for epoch in experiment.spectra_at
+        for mode, counts in HEAD_IMAGES.items()
+        for count in counts
+        if count <= experiment.largest_class
     ]
-    every = _item(epoch, None, "clean", whole=True) | quick
-    return [*found, every] if largest else found
 
 
-def _total_plan(experiment: Experiment) -> list[dict[str, Any]]:
+def _whole(experiment: Experiment) -> Items:
+    """Of every image: the rarest class of the head, as published and fixed."""
+    return _of_every_image(experiment, class_groups(experiment.num_classes)["head"][-1])
+
+
+def _largest(experiment: Experiment) -> Items:
+    """Of every image: so the largest class; and all classes together, fixed."""
+    every = [
+        measurement(epoch, None, "clean", whole=True) | _BF16
+        for epoch in experiment.spectra_at
+    ]
+    return _of_every_image(experiment, 0) + every
+
+
+def _of_every_image(experiment: Experiment, class_: int) -> Items:
+    modes: list[tuple[str, dict[str, str]]] = [("as_published", _BF16), ("clean", {})]
+    return [
+        measurement(epoch, class_, mode, whole=True) | more
+        for epoch in experiment.spectra_at
+        for mode, more in modes
+    ]
+
+
+def _views(experiment: Experiment) -> Items:
+    """The tail: fixed, as published, and as the exact mean over all crops and flips."""
+    return _of_tail(experiment, "clean", "as_published", "augmented")
+
+
+def _mixed(experiment: Experiment) -> Items:
+    """The tail: fixed, with running statistics and with those of mixed batches."""
+    return _of_tail(experiment, "clean", "mixed_statistics")
+
+
+def _of_tail(experiment: Experiment, *modes: str) -> Items:
+    if experiment.is_own:
+        return _classes(experiment)
+    tail, epochs = class_groups(experiment.num_classes)["tail"], experiment.spectra_at
+    return [measurement(e, c, mode) for e in epochs for mode in modes for c in tail]
+
+
+def _total(experiment: Experiment) -> Items:
+    """λmax of the loss over all training images, the norm of a batch's gradient."""
+    return [_of_total(epoch, "total") for epoch in experiment.spectra_at]
+
+
+def _outliers(experiment: Experiment) -> Items:
+    """The same, and the total loss's ten highest eigenvectors.
+
+    With the share of each class's gradient in them: before re-weighting, with the
+    weights of the epoch after that on the same network, and after the last epoch.
+    """
     epochs, switch = experiment.spectra_at, experiment.drw_epoch
-    found = [(epoch, "total") for epoch in epochs]
-    if experiment.spectra_plan == "outliers":
-        found += [(e, "outliers") for e in epochs if e in (switch, epochs[-1])]
-        found += [(e, "outliers_reweighted") for e in epochs if e == switch]
-    return [_item(epoch, None, "clean") | {"mode": mode} for epoch, mode in found]
+    found = [(e, "outliers") for e in epochs if e in (switch, epochs[-1])]
+    found += [(e, "outliers_reweighted") for e in epochs if e == switch]
+    return _total(experiment) + [_of_total(*one) for one in found]
 
 
-def _item(
+def _of_total(epoch: int, mode: str) -> dict[str, Any]:
+    return measurement(epoch, None, "clean") | {"mode": mode}
+
+
+PLANS: dict[str, Callable[[Experiment], Items]] = {
+    "classes": _classes, "head_images": _head_images, "whole": _whole,
+    "largest": _largest, "views": _views, "mixed": _mixed, "total": _total,
+    "outliers": _outliers,
+}  # fmt: skip
+
+
+def measurement(
     epoch: int,
     class_: int | None,
     mode: str,
@@ -155,7 +191,7 @@ def _item(
     """One measurement of a class that is cut to ``images``, or to the size of ``cut``.
 
     ``cut`` names a class; ``seed`` draws the images; ``whole`` tells a class apart
-    from its part elsewhere. The class None is all of them.
+    from its part elsewhere.
     """
     name = mode + ("_held_out" if held_out else "") + (f"_cut{seed}" if cut else "")
     name += f"_of{images}" if images else "_whole" * whole
@@ -245,8 +281,9 @@ def image_products(
     experiment: Experiment, class_counts: Sequence[int], item: Mapping[str, Any]
 ) -> int:
     """Products of single images that a measurement takes, about."""
-    counts = class_counts if item["class"] is None else [class_counts[item["class"]]]
-    count = min(sum(counts), limit(experiment, class_counts, item) or sum(counts))
+    alone = item["class"] is not None and item["of"] != "mixed_statistics"
+    count = class_counts[item["class"]] if alone else sum(class_counts)
+    count = min(count, limit(experiment, class_counts, item) or count)
     if MODES[item["of"]].images == "all":
         count *= view_count(experiment.image_size)
     return round(count * _steps(experiment) * _share(item))
@@ -370,7 +407,7 @@ def limit(
     experiment: Experiment, class_counts: Sequence[int], item: Mapping[str, Any]
 ) -> int | None:
     """Most images of a measurement: of its own, of the class cut to, and allowed."""
-    if item["class"] is None:
+    if item["class"] is None or item["of"] == "mixed_statistics":
         return None  # of all images, or it would be another loss
     cut = None if item["cut"] is None else class_counts[item["cut"]]
     return min(
@@ -389,52 +426,3 @@ def class_loss(
         return whole(logits, targets, weight)
 
     return loss
-
-
-def trained(meta: Mapping[str, Any], name: str) -> Experiment:
-    """The experiment that a checkpoint or export belongs to.
-
-    Raises:
-        CorruptError: It names none, or an epoch that the experiment has not.
-    """
-    with explained(f"{name} names no experiment: it is no export", "export it again"):
-        if not isinstance(meta["experiment"], dict):
-            raise TypeError("no experiment")
-        experiment = Experiment.from_dict(meta["experiment"]).training
-        if meta["epoch"] not in range(experiment.epochs + 1):
-            raise ValueError(f"epoch {meta['epoch']!r} of {experiment.epochs}")
-        return experiment
-
-
-def load_model(experiment: Experiment, path: Path, device: str = "cpu") -> nn.Module:
-    """The network with exported weights, in eval mode.
-
-    Raises:
-        CorruptError: The file is damaged, or of another experiment.
-    """
-    meta, tensors = read_checkpoint(path)
-    if trained(meta, str(path)) != experiment.training:
-        raise CorruptError(
-            f"{path} is of another experiment than {experiment.slug}; delete it and "
-            "run the same command again"
-        )
-    return trained_network(experiment, tensors, str(path)).to(device)
-
-
-def trained_network(
-    experiment: Experiment, tensors: Mapping[str, Tensor], name: str
-) -> nn.Module:
-    """The same from tensors.
-
-    Raises:
-        CorruptError: They are not those of the network; with ``name``.
-    """
-    model = build_network(experiment)
-    with explained(f"{name} does not fit {experiment.model}", "export it again"):
-        given = {key: tensor.float() for key, tensor in tensors.items()}
-        lacking, unknown = model.load_state_dict(given, strict=False)
-        # the step counters of batch norm are not exported: nothing reads them
-        lacking = [key for key in lacking if not key.endswith("num_batches_tracked")]
-        if lacking or unknown:
-            raise ValueError(f"it lacks {lacking[:1]} and holds {unknown[:1]}")
-    return model.eval()

@@ -17,7 +17,7 @@ from saddlebook.experiment import Experiment
 from saddlebook.findings import tables
 from saddlebook.scales import at_scale
 from saddlebook.train import train
-from saddlebook.train.run import batch_gradient_norms, prepare
+from saddlebook.train.run import batch_gradient_norms, load_model, prepare
 
 TINY = Experiment(
     scale="quick", dataset="digits", max_count=20, imbalance_factor=4.0, image_size=8,
@@ -68,10 +68,10 @@ def test_no_spectrum_uses_more_images_than_the_experiment_allows(digits, trained
     assert few.training == TINY.training
     task = prepare(few, digits)
     assert (task.class_counts[0], task.class_counts[9]) == (20, 5)
-    model = measure.load_model(few, trained.weights[3])
+    model = load_model(few, trained.weights[3])
 
     def images(class_, **how):
-        item = measure._item(3, class_, "clean", **how)
+        item = measure.measurement(3, class_, "clean", **how)
         item |= {"limit": measure.limit(few, task.class_counts, item)}
         return measure._measured(few, task, task.test_images, model, item)["images"]
 
@@ -107,6 +107,18 @@ def test_the_tail_is_measured_in_three_ways_and_all_views_cost_their_number():
     assert all_views == 18 * clean
 
 
+def test_mixed_batches_take_the_images_of_all_classes_whatever_is_allowed():
+    exp = replace(TINY, scale="lite", spectra_at=(3,), spectra_plan="mixed")
+    items = measure.spectra_plan(exp)
+    assert [(i["mode"], i["class"]) for i in items] == [
+        (mode, c) for mode in ("clean", "mixed_statistics") for c in (7, 8, 9)
+    ]
+    few, counts = replace(exp, spectra_images=4), [20] * 10
+    clean, mixed = (measure.image_products(few, counts, items[i]) for i in (0, -1))
+    assert mixed == 200 / 4 * clean
+    assert [measure.limit(few, counts, items[i]) for i in (0, -1)] == [4, None]
+
+
 WHOLE = {
     "whole": [(2, "as_published_whole", "bf16"), (2, "clean_whole", None)],
     "largest": [
@@ -124,7 +136,7 @@ def test_what_is_measured_whole_has_the_ends_of_its_hessian(plan, digits, traine
     told = [(i["class"], i["mode"], i.get("precision")) for i in items]
     assert told == WHOLE[plan]
     task = prepare(exp, digits)
-    model = measure.load_model(TINY, trained.weights[3])
+    model = load_model(TINY, trained.weights[3])
     item = items[-1] | {"limit": None}
     found = measure._measured(exp, task, task.test_images, model, item)
     class_ = item["class"]
@@ -180,7 +192,7 @@ def test_outliers_and_shares_are_those_of_the_dense_hessian(
         nn.AvgPool2d(4), nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Tanh(),
         nn.Linear(6, 10),
     ).double().eval()  # fmt: skip
-    item = measure._item(epoch, None, "clean") | {"mode": mode, "limit": None}
+    item = measure.measurement(epoch, None, "clean") | {"mode": mode, "limit": None}
     found = measure._measured(exp, task, task.test_images, model, item)
 
     images, labels = normalise(task.images).double(), task.labels
@@ -228,7 +240,7 @@ def test_the_batch_gradient_is_that_of_the_next_step_of_the_run(digits, tmp_path
     assert after.history == before.history
     task = prepare(exp, digits)
     three, four = (read_checkpoint(after.weights[epoch])[1] for epoch in (3, 4))
-    model = measure.load_model(exp, after.weights[3]).double()
+    model = load_model(exp, after.weights[3]).double()
     steps = [(four[n] - p.detach()).norm() for n, p in model.named_parameters()]
     far = float(torch.stack(steps).norm()) / exp.lr
     assert batch_gradient_norms(exp, task, model, 3) == pytest.approx([far], rel=1e-5)
@@ -239,7 +251,7 @@ def test_the_batch_gradient_is_that_of_the_next_step_of_the_run(digits, tmp_path
 
 
 def test_exported_weights_give_the_trained_network_back(digits, trained):
-    model = measure.load_model(TINY, trained.weights[3])
+    model = load_model(TINY, trained.weights[3])
     task = prepare(TINY, digits)
     hits = (model(task.test_images).argmax(1) == task.test_labels).double()
     assert 100 * float(hits.mean()) == pytest.approx(
@@ -249,7 +261,7 @@ def test_exported_weights_give_the_trained_network_back(digits, trained):
 
 def test_the_loss_measured_is_the_training_loss_of_the_class(digits, trained):
     task = prepare(TINY, digits)
-    model = measure.load_model(TINY, trained.weights[3])
+    model = load_model(TINY, trained.weights[3])
     rows = task.labels == 4
     loss = measure.class_loss(TINY, task.class_counts)
     nats = loss(model(normalise(task.images[rows])), task.labels[rows])
@@ -289,7 +301,7 @@ def lone_spectrum(trained, tmp_path, monkeypatch):
     files = {e: tmp_path / path.name for e, path in trained.weights.items()}
     for epoch, path in trained.weights.items():
         files[epoch].write_bytes(path.read_bytes())
-    only = [measure._item(3, 0, "clean")]
+    only = [measure.measurement(3, 0, "clean")]
     monkeypatch.setattr(measure, "spectra_plan", lambda experiment: only)
     return files
 
@@ -350,7 +362,7 @@ def test_a_record_with_spectra_answers_by_class_epoch_and_mode(tmp_path, monkeyp
     task = prepare(TINY, data.load("digits"))
     path = tmp_path / TINY.training.slug / "epoch0003.weights"
     again = hessian.spectrum(
-        measure.load_model(TINY, path),
+        load_model(TINY, path),
         measure.class_loss(TINY, task.class_counts),
         normalise(task.images[task.labels == 9]),
         task.labels[task.labels == 9],

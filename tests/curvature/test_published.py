@@ -1,17 +1,20 @@
+import copy
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from saddlebook import data
 from saddlebook.curvature import hessian
 from saddlebook.curvature.lanczos import diagonal_share, lanczos, released, starts
 from saddlebook.curvature.problem import Problem
 from saddlebook.curvature.resnet import best_product
-from saddlebook.data import augment, normalise
+from saddlebook.data import augment, epoch_order, normalise
 from saddlebook.errors import UsageError
 
 STEPS = 12
@@ -252,6 +255,40 @@ class TestMeasure:
         batch, clean = self.measured("batch_statistics"), self.measured("clean")
         assert batch["loss"] != pytest.approx(clean["loss"], rel=1e-3)
         assert batch["rayleigh_clean"] == pytest.approx(batch["lambda_min"], rel=1e-4)
+
+    @pytest.mark.parametrize("places", [slice(0, 40), slice(100, 150)])
+    def test_mixed_batches_hold_other_classes_whose_losses_do_not_count(self, places):
+        """The class stands in the first batch of two only, or in both."""
+        model, loss, images, labels = small(count=150)
+        labels[epoch_order(5, 0, 150)] = 2 * (torch.arange(150) % 2)
+        labels[epoch_order(5, 0, 150)[places]] = 1
+        size = int((labels == 1).sum())
+        count = {"class_": 1, "steps": 60, "rtol": 1e-3, "seed": 5}
+        mode = "mixed_statistics"
+        found = hessian.measure(model, loss, images, labels, mode, **count)
+        twin = copy.deepcopy(model).double().train()
+        shapes = {name: p.shape for name, p in twin.named_parameters()}
+        flat = torch.cat([p.detach().flatten() for p in twin.parameters()])
+
+        def class_mean(flat):
+            parts = flat.split([shape.numel() for shape in shapes.values()])
+            params = {n: p.view(shapes[n]) for n, p in zip(shapes, parts, strict=True)}
+            nats = 0
+            for batch in epoch_order(5, 0, 150).split(128):
+                inputs = normalise(images[batch]).double()
+                logits = functional_call(twin, params, (inputs,))
+                each = F.cross_entropy(logits, labels[batch], reduction="none")
+                nats = nats + each[labels[batch] == 1].sum()
+            return nats / size
+
+        matrix = torch.autograd.functional.hessian(class_mean, flat)
+        low, *_, high = torch.linalg.eigvalsh(matrix).tolist()
+        assert found["loss"] == pytest.approx(float(class_mean(flat)), rel=1e-4)
+        assert found["lambda_min"] == pytest.approx(low, rel=1e-3)
+        assert found["lambda_max"] == pytest.approx(high, rel=1e-3)
+        assert (found["images"], found["judged_on"]) == (size, "mixed batches")
+        with pytest.raises(UsageError, match=f"all {size} images: no limit 20"):
+            hessian.measure(model, loss, images, labels, mode, class_=1, limit=20)
 
     def test_wrong_arguments_are_refused(self):
         with pytest.raises(UsageError, match="did you mean 'as_published'"):

@@ -11,7 +11,7 @@ import pytest
 from worlds import FAMILY, as_the_poster, made, world
 
 from saddlebook import studies
-from saddlebook.findings import claims, edges, hypotheses, readme, spectra_claims
+from saddlebook.findings import claims, hypotheses, readme, sharpness, spectra_claims
 from saddlebook.scales import at_scale, lite_rho
 from saddlebook.store import Store
 
@@ -142,7 +142,8 @@ def test_every_hypothesis_stands_in_the_docstring_of_a_study():
     families = (
         hypotheses.wider, hypotheses.curve_family, hypotheses.knobs_family,
         hypotheses.adaptive_family, spectra_claims.images_family,
-        spectra_claims.views_family, edges.edge_family, edges.outlier_family,
+        spectra_claims.views_family, spectra_claims.statistics_family,
+        sharpness.edge_family, sharpness.outlier_family,
     )  # fmt: skip
     later = [claim.name for family in families for claim in family().claims]
     assert sorted(stated) == sorted([*FAMILY, "ii", *later])

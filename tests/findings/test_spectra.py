@@ -14,18 +14,19 @@ import torch
 from records import record
 from scipy import stats
 
-from saddlebook import studies
+from saddlebook import measure, studies
 from saddlebook.book import gather, page
 from saddlebook.command.spectra import to_bytes
 from saddlebook.curvature.spectrum import Spectrum
 from saddlebook.disk.files import sha256
 from saddlebook.errors import VerifyError
-from saddlebook.findings import claims, report, spectra_claims, tables
+from saddlebook.findings import claims, report, sharpness, spectra_claims, tables
 from saddlebook.findings.claims import Claim, Family
 from saddlebook.findings.spectra_claims import Cell, Exceeds
 from saddlebook.scales import at_scale
 from saddlebook.store import RESULTS
 from saddlebook.theory import known
+from saddlebook.train.run import load_model
 
 
 def item(class_=8, epoch=150, mode="clean", low=-1.0, high=10.0, **changes):
@@ -289,7 +290,6 @@ def test_without_records_tables_say_so():
 
 
 def test_claims_read_cells_that_the_plan_measures():
-    from saddlebook import measure
 
     exp = at_scale(studies.dynamics(seeds=(0,))[0], "lite")
     stage = tables.stages(exp)
@@ -362,12 +362,11 @@ def test_bare_cosines_cannot_fit_below_their_floor():
 
 
 def test_shipped_networks_are_small_whole_and_said_to_be_missing_elsewhere(tmp_path):
-    from saddlebook import measure
 
     for optimizer, scale in itertools.product(("sgd", "sam"), ("lite", "full")):
         path = gather.weights(optimizer, scale=scale)
         assert path.stat().st_size < 1e6
-        model = measure.load_model(gather.experiment(optimizer, scale), path)
+        model = load_model(gather.experiment(optimizer, scale), path)
         assert all(torch.isfinite(p).all() for p in model.parameters())
     assert "weights" in gather.shipped_spectrum(9, results=tmp_path)
     assert "SADDLEBOOK_DATA" in gather.shipped_spectrum(9, root=str(tmp_path))
@@ -443,28 +442,26 @@ def spectra_by_power(factor, losses=(0.01, 0.1), seeds=range(3)):
 
 
 def test_a_fitted_line_finds_the_factor_across_losses_that_do_not_meet():
-    found = spectra_claims.on_one_line(spectra_by_power(0.4), "lambda_min")
+    found = sharpness.on_one_line(spectra_by_power(0.4), "lambda_min")
     assert found == pytest.approx(dict.fromkeys(range(3), 0.4))
 
 
 def test_pairs_of_equal_loss_find_the_factor_without_a_line():
     near = spectra_by_power(0.4, losses=(0.1, 0.11))
-    pairs = spectra_claims.at_equal_loss(pd.concat([near, near]), "lambda_min")
+    pairs = sharpness.at_equal_loss(pd.concat([near, near]), "lambda_min")
     assert len(pairs) == 9  # what two studies share counts once
     assert set(pairs["optimizer"]) == {"sam"}
     # the losses differ by a tenth still
     assert pairs["factor"].tolist() == pytest.approx([0.4 * 1.1**0.5] * 9)
-    assert spectra_claims.times(spectra_claims.factor_by_seed(pairs)).startswith(
-        "×0.42 (0.42"
-    )
+    assert sharpness.times(sharpness.factor_by_seed(pairs)).startswith("×0.42 (0.42")
     other_class = near.assign(label=near["label"] + 20 * (near["optimizer"] == "sam"))
     # equal losses of other classes are no pairs
-    assert len(spectra_claims.at_equal_loss(other_class, "lambda_min")) == 0
+    assert len(sharpness.at_equal_loss(other_class, "lambda_min")) == 0
 
 
 def test_losses_beyond_the_agreed_factor_are_no_pairs():
     for ratio, count in ((1.24, 9), (1.26, 0)):
         table = spectra_by_power(0.4, losses=(0.1, 0.1 * ratio))
-        assert len(spectra_claims.at_equal_loss(table, "lambda_min")) == count
-    assert spectra_claims.times({}) == tables.NONE
-    assert spectra_claims.times({0: 0.5}) == "×0.50 (1 seed, no interval)"
+        assert len(sharpness.at_equal_loss(table, "lambda_min")) == count
+    assert sharpness.times({}) == tables.NONE
+    assert sharpness.times({0: 0.5}) == "×0.50 (1 seed, no interval)"

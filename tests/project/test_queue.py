@@ -143,7 +143,7 @@ def test_networks_come_back_in_half_and_are_measured_in_a_later_call(monkeypatch
     for name, tensor in whole.items():
         assert torch.equal(half[name], tensor.half() if tensor.ndim > 1 else tensor)
 
-    few = [measure._item(epoch, 9, "clean") for epoch in dynamics[0].spectra_at]
+    few = [measure.measurement(epoch, 9, "clean") for epoch in dynamics[0].spectra_at]
     monkeypatch.setattr(measure, "spectra_plan", lambda experiment: few)
     assert call(monkeypatch, send, "dynamics", *words, *PLACES) == 0
     assert call(monkeypatch, run, *there("second")) == 0

@@ -346,7 +346,7 @@ def count_mistakes(root: str | None = None, results: str | Path = RESULTS) -> Pa
     for scale, optimizer in itertools.product(("lite", "full"), ("sgd", "sam")):
         path, exp = weights(optimizer, results, scale), experiment(optimizer, scale)
         task = run.prepare(exp, data.load(exp.dataset, root or _data_folder()))
-        model = measure.load_model(exp, path)
+        model = run.load_model(exp, path)
         with torch.no_grad():
             batches = task.test_images.split(500)
             said = torch.cat([model(batch).argmax(1) for batch in batches])
@@ -410,7 +410,7 @@ def shipped_spectrum(
     ready = run.prepare(exp, images)
     rows = ready.labels == class_
     return hessian.spectrum(
-        measure.load_model(exp, path),
+        run.load_model(exp, path),
         measure.class_loss(exp, ready.class_counts),
         data.normalise(ready.images[rows]),
         ready.labels[rows],

@@ -284,7 +284,7 @@ def class_curvature(
     """
     folder = work / experiment.training.slug
     weights = folder / f"epoch{experiment.epochs:04d}.weights"
-    model = measure.load_model(experiment, weights)  # checks the file
+    model = run.load_model(experiment, weights)  # checks the file
     found = kept_curvature(experiment, work)
     if any((s["class"], s["mode"]) == (class_, mode) for s in found):
         return found

@@ -40,6 +40,7 @@ from saddlebook.errors import (
     reason,
 )
 from saddlebook.losses import LDAMLoss, VSLoss
+from saddlebook.train.run import trained, trained_network
 
 # Where a state dict lies in the files of common training codes, and what is put before
 # its names by DataParallel, torch.compile and Lightning
@@ -363,7 +364,7 @@ def _exported(file: str, content: bytes, options: argparse.Namespace) -> Subject
             f"--{given[0].replace('_', '-')}"
         )
     meta, tensors = decoded_checkpoint(content, file)
-    exp = measure.trained(meta, file)
+    exp = trained(meta, file)
     named = options.data in sources.CLASS_NAMES
     if named and options.data != exp.dataset:
         raise UsageError(f"{file} was trained on {exp.dataset}, not {options.data}")
@@ -376,7 +377,7 @@ def _exported(file: str, content: bytes, options: argparse.Namespace) -> Subject
         held_out=options.held_out,
         image_size=exp.image_size,
     )
-    model = measure.trained_network(exp, tensors, file)
+    model = trained_network(exp, tensors, file)
     loss = measure.class_loss(exp, images.counts)
     return Subject(model, loss, images, "cifar", {"experiment": exp.to_dict()})
 

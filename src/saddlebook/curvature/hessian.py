@@ -40,7 +40,7 @@ from saddlebook.curvature.problem import Loss, Problem, bare
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.resnet import best_product
 from saddlebook.curvature.spectrum import Spectrum, rounded
-from saddlebook.data import all_views, augment, normalise
+from saddlebook.data import all_views, augment, epoch_order, normalise
 from saddlebook.errors import UsageError, one_of
 
 _STREAM = 2**32  # training draws its augmentations below this seed
@@ -72,6 +72,7 @@ MODES = {
     "augmented": Mode("all crops and flips", "all"),
     "frozen": Mode("drawn once", "drawn"),
     "batch_statistics": Mode("batch statistics", batch_norm="batch"),
+    "mixed_statistics": Mode("statistics of mixed batches", batch_norm="batches"),
     "as_published": Mode("as published", "redrawn", "before"),
     "redrawn": Mode("redrawn", "redrawn", "after"),
     "fixed_before": Mode("fixed, β before", beta="before"),
@@ -349,10 +350,12 @@ def measure(
         labels: [N]
         mode: ``clean`` (no augmentation), ``augmented`` (the mean over all crops and
             flips), ``frozen`` (``draws`` fixed augmentations of each image),
-            ``batch_statistics`` (clean, batch norm with the statistics of all images),
-            or the released recurrence: ``as_published`` (augmentation redrawn in each
-            product, β before re-orthogonalisation), ``redrawn`` (β after it),
-            ``fixed_before`` (clean images, β before it).
+            ``batch_statistics`` (clean, batch norm with the statistics of the class),
+            ``mixed_statistics`` (clean, with those of batches of 128 images of all
+            classes, as in training; ``seed`` shuffles them), or the released
+            recurrence: ``as_published`` (augmentation redrawn in each product, β before
+            re-orthogonalisation), ``redrawn`` (β after it), ``fixed_before`` (clean
+            images, β before it).
         class_: Class to measure; None takes all images.
         epoch: Noted in the result.
         steps: K; the released modes do all of them.
@@ -368,32 +371,58 @@ def measure(
     Returns:
         JSON values: both ends with bounds, Rayleigh quotients of the lowest Ritz
         vector on clean and on fresh data, loss, gradient and loss along the vector
-        (of the augmented images in mode ``augmented``, else of the clean ones, as
-        ``judged_on`` says), nodes and weights.
+        (of the augmented images in mode ``augmented``, of the mixed batches in mode
+        ``mixed_statistics``, else of the clean ones, as ``judged_on`` says), nodes and
+        weights.
     """
     how = MODES[one_of("mode", mode, MODES)]
     rows = _members(labels, class_) if class_ is not None else torch.arange(len(labels))
+    if how.batch_norm == "batches" and limit is not None and limit < len(rows):
+        raise UsageError(
+            f"mode {mode!r} takes all {len(rows)} images: no limit {limit}"
+        )
+    everything = images, labels
     rows = rows[_cut(len(rows), limit, seed)]
     images, labels = images[rows], labels[rows]
-    problem = Problem(
-        model, loss, *mode_inputs(how, images, labels, seed, draws), batch_size,
-        how.batch_norm,
-    )  # fmt: skip
+    inputs = mode_inputs(how, images, labels, seed, draws)
+    problem = Problem(model, loss, *inputs, batch_size, how.batch_norm)
+    plain = problem._replace(images=normalise(images), labels=labels)
+    if mixed := how.batch_norm == "batches":
+        problem = _in_mixed_batches(problem, *everything, class_, seed)
+        plain = plain._replace(batch_norm="running")
     released = _released(how, images, steps, seed, progress) if how.beta else None
     result, product, state = solve(
         problem, steps, seed=seed, rtol=rtol, precision=precision, progress=progress,
         released=released,
     )  # fmt: skip
-    plain = problem._replace(images=normalise(images), labels=labels)
     clean = product if mode == "clean" else best_product(plain, product.dtype)
-    whole = how.images == "all"
+    judged = "augmented" if how.images == "all" else "mixed batches" * mixed or "clean"
     return (
         {"class": class_, "epoch": epoch, "mode": mode, "images": len(images)}
         | {"steps": state.steps, "seed": seed, "limit": limit}
         | {"diagonal_share": rounded(diagonal_share(state))}
         | result.to_dict(quadrature)
-        | {"judged_on": "augmented" if whole else "clean"}
-        | _judged(product if whole else clean, clean, result, images, seed)
+        | {"judged_on": judged}
+        | _judged(clean if judged == "clean" else product, clean, result, images, seed)
+    )
+
+
+def _in_mixed_batches(
+    problem: Problem, images: Tensor, labels: Tensor, class_: int | None, seed: int
+) -> Problem:
+    """The loss of a class whose images stand in shuffled batches of all images."""
+    order = epoch_order(seed, 0, len(labels))
+    share = 1.0 if class_ is None else float((labels == class_).double().mean())
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        own = targets >= 0 if class_ is None else targets == class_
+        if not own.any():  # zero, but with derivatives
+            return 0 * problem.loss(logits, targets)
+        mean: Tensor = problem.loss(logits[own], targets[own])
+        return mean * (own.double().mean() / share)
+
+    return problem._replace(
+        loss=loss, images=normalise(images[order]), labels=labels[order]
     )
 
 

@@ -26,6 +26,8 @@ from saddlebook.errors import NumericalError, UsageError, one_of
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+STATISTICS = ("running", "batch", "batches")  # of batch norm
+BATCH = 128  # PAPER: images that share statistics in training
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -39,7 +41,8 @@ class Problem(NamedTuple):
         labels: Class numbers [N], or targets of another shape that the loss takes.
         batch_size: Images of a chunk; None takes 50. Where the loss or the model is
             not the same over chunks, all images are one chunk.
-        batch_norm: ``running`` statistics, or those of the whole ``batch``.
+        batch_norm: ``running`` statistics, those of the whole ``batch``, or of
+            ``batches`` of 128, as the images stand in order.
         output: Which of the model's outputs are the logits, by number or name; None
             for a model that returns nothing else.
     """
@@ -136,7 +139,7 @@ def measuring(model: nn.Module, batch_norm: str = "running") -> Iterator[None]:
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         for module, _ in modes:
-            batch = batch_norm == "batch" and isinstance(module, _BATCH_NORMS)
+            batch = batch_norm != "running" and isinstance(module, _BATCH_NORMS)
             module.training = batch
         with sdpa_kernel(SDPBackend.MATH), _Smooth(), _without_checkpoints():
             yield
@@ -192,7 +195,7 @@ def inputs(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Images in ``dtype``, and labels int64 or float64, once both are checked."""
     images = torch.as_tensor(problem.images)
     labels = torch.as_tensor(problem.labels)
-    one_of("batch_norm", problem.batch_norm, ("running", "batch"))
+    one_of("batch_norm", problem.batch_norm, STATISTICS)
     if problem.batch_size is not None and problem.batch_size < 1:
         raise UsageError(f"batch_size {problem.batch_size} must be at least 1")
     if len(images) == 0 or len(images) != len(labels):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from saddlebook.curvature.problem import (
+    BATCH,
     Problem,
     additive,
     copies,
@@ -65,10 +66,12 @@ class Product:
         self.device = next(iter(self.params.values())).device
         self.images, self.labels = inputs(problem, dtype)
         # why all images must be one chunk; empty where chunks add up
-        self.whole = "batch statistics" if problem.batch_norm == "batch" else ""
+        self.whole = "batch statistics" * (problem.batch_norm != "running")
         count = len(self.labels)
         self.whole = self.whole or self._mixing(min(count, _FEW))
         self.chunk = count if self.whole else min(problem.batch_size or CHUNK, count)
+        if problem.batch_norm == "batches":
+            self.chunk = min(BATCH, count)
         self._bytes: int | None = None
         self._kept: dict[int, Any] = {}  # what chunks need again, by first image
         self._check_loss()
@@ -201,7 +204,7 @@ class Product:
         params = params or self.params
         model = self.problem.model
         fixed = self.fixed
-        if self.problem.batch_norm == "batch":  # running averages are updated
+        if self.problem.batch_norm != "running":  # averages are updated
             fixed = {name: tensor.clone() for name, tensor in fixed.items()}
         images = self.images[piece].to(self.device)
         with measuring(model, self.problem.batch_norm):
@@ -246,6 +249,8 @@ class Product:
             raise UsageError(f"label {most} needs more than {logits.shape[1]} outputs")
         self.loss = float64_loss(self.problem.loss, logits, labels)
         if how := additive(self.loss, logits, labels):
+            if self.problem.batch_norm == "batches":
+                raise UsageError(f"{how}: no sum over batches")
             self.whole, self.chunk = self.whole or how, len(labels)
 
     def _first_logits(self) -> Tensor:

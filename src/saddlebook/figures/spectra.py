@@ -261,7 +261,7 @@ def plot_at_equal_loss(table: pd.DataFrame, pairs: Mapping[str, pd.DataFrame]) -
 
     Args:
         table: From ``tables.spectra_table``; one point per clean spectrum.
-        pairs: By end of the spectrum, from ``spectra_claims.at_equal_loss``; a seed's
+        pairs: By end of the spectrum, from ``sharpness.at_equal_loss``; a seed's
             geometric mean is a faint point, the mean over seeds is joined.
     """
     left, right = panels(2, share=False)

@@ -26,7 +26,7 @@ from saddlebook.figures.style import (
     styled,
 )
 from saddlebook.figures.widgets import Widget
-from saddlebook.findings import edges, report
+from saddlebook.findings import report, sharpness
 from saddlebook.scales import at_scale
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def explorer(
 def points(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What the explorer shows of runs: radius, seed, accuracies of the groups."""
     return [
-        {"rho": r.experiment.rho, "published": edges.published(r.experiment)}
+        {"rho": r.experiment.rho, "published": sharpness.published(r.experiment)}
         | {"seed": r.experiment.seed}
         | {group: round(value, 2) for group, value in r.accuracy._asdict().items()}
         for r in records
@@ -365,7 +365,7 @@ def plot_edges(table: pd.DataFrame, radii: Sequence[float] = (0.0, 0.5, 1.3)) ->
     The last panel has a point per run, means over the epochs where λmax has settled.
 
     Args:
-        table: From ``edges.edge_table``; may be empty.
+        table: From ``sharpness.edge_table``; may be empty.
         radii: Of the panels through training, at the paper's scale.
     """
     axes = panels(len(radii) + 1, height=2.9)
@@ -414,12 +414,12 @@ def plot_shares(table: pd.DataFrame) -> Axes:
     """Share of each class's gradient in the ten top eigenvectors, a panel a method.
 
     Args:
-        table: From ``edges.share_table``; may be empty.
+        table: From ``sharpness.share_table``; may be empty.
     """
     axes = panels(2, height=3.0)
     for ax, method in zip(axes, ("CE+DRW", "CE+DRW+SAM"), strict=True):
         part = table[table["method"] == method]
-        named = part.assign(when=part["when"].map(edges.WHEN))
+        named = part.assign(when=part["when"].map(sharpness.WHEN))
         names = ("class", "gradient in ten eigenvectors (%)" if ax is axes[0] else " ")
         plot_curve(named, "class", "share", "when", names=names, ax=ax)
         ax.set_title(method)

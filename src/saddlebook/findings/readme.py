@@ -18,9 +18,9 @@ import pandas as pd
 from saddlebook import studies
 from saddlebook.findings import (
     claims,
-    edges,
     hypotheses,
     report,
+    sharpness,
     spectra_claims,
     tables,
     verdicts,
@@ -39,7 +39,7 @@ FAMILIES = (
     hypotheses.wider, hypotheses.curve_family, hypotheses.knobs_family,
     hypotheses.adaptive_family, hypotheses.second_table,
     spectra_claims.images_family, spectra_claims.views_family,
-    edges.edge_family, edges.outlier_family,
+    spectra_claims.statistics_family, sharpness.edge_family, sharpness.outlier_family,
 )  # fmt: skip
 _TAIL = (7, 8, 9)
 _PAIR = {"CE+DRW": "SGD", "CE+DRW+SAM": "SAM"}
@@ -315,7 +315,7 @@ def saddles(scale: str = "lite", results: str | Path = RESULTS) -> Card:
         "Averaged exactly over all crops and flips, as training sees the images, it is "
         f"{mean.lite.text} at laptop scale; that it stays below .2 is "
         f"{averaged['word']['f4']}. "
-        + spectra_claims.flattening(tables.pick(runs.spectra, scale=scale))
+        + sharpness.flattening(tables.pick(runs.spectra, scale=scale))
     )
     return _card(
         "Is it saddles?",

@@ -9,24 +9,23 @@ class 8, the paper's example: all five seeds, each beyond the bounds of both val
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from saddlebook import studies
 from saddlebook.experiment import Experiment
 from saddlebook.findings.claims import Claim, Contrast, Family, P, Runs, Sides, signed
-from saddlebook.findings.tables import ENDS, FIRST, LAST, NONE, SWITCH, pick
-from saddlebook.findings.verdicts import t_interval
+from saddlebook.findings.tables import ENDS, FIRST, LAST, SWITCH, pick
 
 _SGD, _SAM = "CE+DRW", "CE+DRW+SAM"
 HEAD, TAIL = (0,), (-3, -2, -1)
 REDRAWN = (-2, -1)  # of the tail, class 7 is not measured in these modes
+_RATIO = "abs(λmin/λmax) of the tail"
+_BELOW = {"low": -math.inf, "high": 0.2, "two_sided": False}  # the paper's: above .5
 _EXAMPLE = (-2,)  # class 8 of ten, the paper's
-WITHIN = 1.25  # two losses of a class count as equal within this factor
 
 
 class Cell(NamedTuple):
@@ -220,12 +219,11 @@ def schedule_family() -> Family:
 
 def images_family() -> Family:
     """How many images of class 0, the largest, are measured: three, fresh seeds."""
-    where = {"study": studies.head_images, "seeds": studies.FRESH_SEEDS}
 
     def of(mode: str, count: int) -> Cell:
         return Cell(_SGD, HEAD, modes=(f"{mode}_of{count}",))
 
-    ratio = "abs(λmin/λmax) of class 0"
+    where, ratio = _fresh(studies.head_images), "abs(λmin/λmax) of class 0"
     return Family(
         "images",
         (
@@ -248,29 +246,57 @@ def images_family() -> Family:
 
 def views_family() -> Family:
     """The tail with augmentation inside the loss, exactly: four, fresh seeds."""
-    where: dict[str, Any] = {"study": studies.views, "seeds": studies.FRESH_SEEDS}
-    ratio, exact = "abs(λmin/λmax) of the tail", Cell(_SGD, TAIL, modes=("augmented",))
-    below = where | {"low": -math.inf, "high": 0.2, "two_sided": False}
+    where, exact = _fresh(studies.views), Cell(_SGD, TAIL, modes=("augmented",))
     return Family(
         "all views",
         (
             _claim(
-                "f1", f"With SGD {ratio} is larger as published than over all views",
+                "f1", f"With SGD {_RATIO} is larger as published than over all views",
                 exact._replace(modes=("as_published",)), exact, **where,
             ),
             _claim(
-                "f2", f"With SGD {ratio} is larger over all views than on fixed images",
+                "f2", f"With SGD {_RATIO} is larger over all views than on fixed "
+                "images",
                 exact, exact._replace(modes=("clean",)), **where,
             ),
             _claim(
-                "f3", f"Over all views {ratio} is larger with SGD than with SAM",
+                "f3", f"Over all views {_RATIO} is larger with SGD than with SAM",
                 exact, exact._replace(method=_SAM), **where,
             ),
             _claim(
-                "f4", f"Over all views and with SGD {ratio} is below .2", exact, **below
+                "f4", f"Over all views and with SGD {_RATIO} is below .2", exact,
+                **where | _BELOW,
             ),
         ),
     )  # fmt: skip
+
+
+def statistics_family() -> Family:
+    """The tail with batch norm as in training, in mixed batches: three, fresh seeds."""
+    where = _fresh(studies.mixed_batches)
+    mixed = Cell(_SGD, TAIL, modes=("mixed_statistics",))
+    return Family(
+        "batch statistics",
+        (
+            _claim(
+                "g1", f"In mixed batches and with SGD {_RATIO} is below .2", mixed,
+                **where | _BELOW,
+            ),
+            _claim(
+                "g2", f"In mixed batches {_RATIO} is larger with SGD than with SAM",
+                mixed, mixed._replace(method=_SAM), **where,
+            ),
+            _claim(
+                "g3", f"With SGD {_RATIO} is larger in mixed batches than with running "
+                "statistics",
+                mixed, mixed._replace(modes=("clean",)), **where,
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _fresh(study: Callable[[Sequence[int]], list[Experiment]]) -> dict[str, Any]:
+    return {"study": study, "seeds": studies.FRESH_SEEDS}
 
 
 def _means(table: pd.DataFrame, cell: Cell) -> dict[int, float]:
@@ -310,114 +336,3 @@ def _bounds(part: pd.DataFrame, value: str) -> Any:
     if f"{value}_bound" not in part:
         return [0.0] * len(part)
     return part[f"{value}_bound"].where(~part["reported"], 0.0)
-
-
-def at_equal_loss(
-    table: pd.DataFrame, end: str, same: Sequence[str] = ("seed", "label", "stage")
-) -> pd.DataFrame:
-    """Spectra of SAM beside the spectrum of SGD whose class loss is nearest.
-
-    The losses of the two methods hardly overlap in the networks of the paper's figure,
-    so a fitted line alone would compare by extrapolation. Other weight decays, radii
-    and epochs fill the gap.
-
-    Args:
-        table: From ``tables.spectra_table``; only clean spectra count.
-        end: ``lambda_min`` or ``lambda_max``.
-        same: Columns in which both must agree.
-
-    Returns:
-        The rows of SAM that have a partner within a factor of ``WITHIN`` in loss, with
-        ``factor``: the end's size with SAM divided by that with SGD.
-    """
-    found = []
-    for _, part in _clean(table, end).groupby(list(same)):
-        sgd, sam = (part[part["optimizer"] == kind] for kind in ("sgd", "sam"))
-        if len(sgd) and len(sam):
-            ratios = np.divide.outer(sam["loss"].to_numpy(), sgd["loss"].to_numpy())
-            away = np.abs(np.log(ratios))
-            partner = sgd[end].to_numpy()[away.argmin(axis=1)]
-            pairs = sam.assign(factor=np.abs(sam[end] / partner))
-            found.append(pairs[away.min(axis=1) <= math.log(WITHIN)])
-    return pd.concat(found) if found else table.assign(factor=0.0).head(0)
-
-
-def on_one_line(table: pd.DataFrame, end: str) -> dict[int, float]:
-    """SAM's factor on an end of the spectrum by seed, from a fitted line.
-
-    Least squares of the logarithm of the end's size on those of the class's loss and
-    its number of images, and on the method; a line per seed.
-    """
-    found = {}
-    for seed, part in _clean(table, end).groupby("seed"):
-        sam = (part["optimizer"] == "sam").astype(float)
-        columns = [np.ones(len(part)), np.log(part["loss"]), np.log(part["n"]), sam]
-        size = np.log(np.abs(part[end]))
-        slopes = np.linalg.lstsq(np.column_stack(columns), size, rcond=None)[0]
-        found[int(str(seed))] = float(np.exp(slopes[-1]))
-    return found
-
-
-def _clean(table: pd.DataFrame, end: str) -> pd.DataFrame:
-    """Clean spectra with that end known, a network once though studies share it."""
-    found = pick(table, mode="clean").dropna(subset=[end])
-    return found.drop_duplicates(["scale", "method", "rho", "seed", "epoch", "label"])
-
-
-def factor_by_seed(pairs: pd.DataFrame) -> dict[int, float]:
-    """Geometric mean of ``factor`` by seed."""
-    logs = np.log(pairs["factor"]).groupby(pairs["seed"]).mean()
-    return {int(str(seed)): float(np.exp(value)) for seed, value in logs.items()}
-
-
-def times(factors: Mapping[int, float]) -> str:
-    """Geometric mean over seeds with its 95 % t-interval, in words."""
-    return f"×{_middle(factors)}" if factors else NONE
-
-
-def _middle(factors: Mapping[int, float]) -> str:
-    logs = [math.log(value) for value in factors.values()]
-    middle, (low, high) = math.exp(math.fsum(logs) / len(logs)), t_interval(logs)
-    if math.isnan(low):
-        return f"{middle:.2f} ({len(logs)} seed{'s' * (len(logs) > 1)}, no interval)"
-    return f"{middle:.2f} ({math.exp(low):.2f} to {math.exp(high):.2f})"
-
-
-def flattening(table: pd.DataFrame) -> str:
-    """What SAM does to both ends at equal loss before the switch, as a sentence."""
-    early = table[table["stage"] <= SWITCH]
-    found = (factor_by_seed(at_equal_loss(early, end)) for end in ENDS)
-    low, high = (f"{_middle(f)} times" if f else "" for f in found)
-    return (
-        "Looked at afterwards, in no registered test: where both fit a class equally "
-        "well, before the switch, SAM's "
-        f"most negative curvature is {f'{low} that of SGD' if low else NONE}, and its "
-        f"largest {high or NONE}."
-    )
-
-
-def equal_loss_sheet(
-    shown: pd.DataFrame, last: pd.DataFrame, early: pd.DataFrame
-) -> pd.DataFrame:
-    """SAM's factor on both ends of the spectrum, one row per way to equal loss.
-
-    Args:
-        shown: Spectra after the last epoch of the two runs that are compared.
-        last: The same of all radii and weight decays.
-        early: Of epochs before re-weighting.
-    """
-    rows = []
-    radius = shown["rho"].max()
-    for name, cells in (
-        ("last epoch, any weight decay", last[last["rho"].isin([0, radius])]),
-        ("same epoch before the switch", early),
-    ):
-        pairs = [at_equal_loss(cells, end) for end in ENDS]
-        rows.append(
-            [f"pairs, {name}", len(pairs[0]), *map(times, map(factor_by_seed, pairs))]
-        )
-    lines = [on_one_line(shown, end) for end in ENDS]
-    fitted = len(_clean(shown, "lambda_min"))
-    rows.append(["fitted line, last epoch", fitted, *map(times, lines)])
-    names = ["compared", "spectra", "abs(λmin)", "λmax"]
-    return pd.DataFrame(rows, columns=names).set_index("compared")

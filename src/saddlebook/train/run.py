@@ -1,8 +1,8 @@
 """Turns an experiment into what the device trains: images, network, loss, schedule.
 
 Where ``Experiment`` meets data, models and losses. All that a step reads and writes
-lies in tensors that never move (``Lane``). Knows one run and no file; ``loop`` takes
-one or many through their epochs.
+lies in tensors that never move (``Lane``). Knows one run, and of its files the exported
+weights; ``loop`` takes one or many through their epochs.
 
 Legend: N images, C classes, H height and width.
 """
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saddlebook import data, losses, models, schedules
-from saddlebook.errors import CorruptError
+from saddlebook.disk.files import read_checkpoint
+from saddlebook.errors import CorruptError, explained
 from saddlebook.experiment import Experiment
 from saddlebook.optim import frozen_statistics
 from saddlebook.train.optimizers import Hyper, Objective, Replica
@@ -89,6 +90,55 @@ def build_network(experiment: Experiment) -> models.CifarResNet:
     return models.build_model(
         exp.model, exp.num_classes, exp.width, exp.has_cosine_head, exp.seed
     )
+
+
+def trained(meta: Mapping[str, Any], name: str) -> Experiment:
+    """The experiment that a checkpoint or export belongs to.
+
+    Raises:
+        CorruptError: It names none, or an epoch that the experiment has not.
+    """
+    with explained(f"{name} names no experiment: it is no export", "export it again"):
+        if not isinstance(meta["experiment"], dict):
+            raise TypeError("no experiment")
+        experiment = Experiment.from_dict(meta["experiment"]).training
+        if meta["epoch"] not in range(experiment.epochs + 1):
+            raise ValueError(f"epoch {meta['epoch']!r} of {experiment.epochs}")
+        return experiment
+
+
+def load_model(experiment: Experiment, path: Path, device: str = "cpu") -> nn.Module:
+    """The network with exported weights, in eval mode.
+
+    Raises:
+        CorruptError: The file is damaged, or of another experiment.
+    """
+    meta, tensors = read_checkpoint(path)
+    if trained(meta, str(path)) != experiment.training:
+        raise CorruptError(
+            f"{path} is of another experiment than {experiment.slug}; delete it and "
+            "run the same command again"
+        )
+    return trained_network(experiment, tensors, str(path)).to(device)
+
+
+def trained_network(
+    experiment: Experiment, tensors: Mapping[str, Tensor], name: str
+) -> nn.Module:
+    """The same from tensors.
+
+    Raises:
+        CorruptError: They are not those of the network; with ``name``.
+    """
+    model = build_network(experiment)
+    with explained(f"{name} does not fit {experiment.model}", "export it again"):
+        given = {key: tensor.float() for key, tensor in tensors.items()}
+        lacking, unknown = model.load_state_dict(given, strict=False)
+        # the step counters of batch norm are not exported: nothing reads them
+        lacking = [key for key in lacking if not key.endswith("num_batches_tracked")]
+        if lacking or unknown:
+            raise ValueError(f"it lacks {lacking[:1]} and holds {unknown[:1]}")
+    return model.eval()
 
 
 def build_replica(

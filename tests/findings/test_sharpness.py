@@ -8,7 +8,7 @@ from records import record
 
 from saddlebook import studies
 from saddlebook.figures import style, sweeps
-from saddlebook.findings import claims, edges, tables
+from saddlebook.findings import claims, sharpness, tables
 from saddlebook.measure import spectra_plan
 from saddlebook.scales import at_scale
 
@@ -46,7 +46,7 @@ def world(above=lambda exp: 0.0, **how):
 
 
 def words(records):
-    families = (edges.edge_family(), edges.outlier_family())
+    families = (sharpness.edge_family(), sharpness.outlier_family())
     parts = [claims.judge(family, records) for family in families]
     return {row["claim"]: row["word"] for part in parts for _, row in part.iterrows()}
 
@@ -84,15 +84,15 @@ def test_without_all_seeds_nothing_is_judged():
 
 def test_runs_settle_in_the_second_half_of_the_epochs_before_the_switch():
     (run,) = [r for r in world() if r.experiment.rho == 0][:1]
-    table = edges.edge_table([run])
+    table = sharpness.edge_table([run])
     assert table[table["settled"]]["epoch"].tolist() == [60, 75, 90, 105, 120]
     assert table["edge"].tolist() == pytest.approx([38.0] * 9 + [3800.0] * 3)
 
 
 @pytest.mark.parametrize("records", [[], world()[:14]])
 def test_figures_draw_what_is_there(records):
-    drawn = sweeps.plot_edges(edges.edge_table(records))
-    shares = sweeps.plot_shares(edges.share_table(records))
+    drawn = sweeps.plot_edges(sharpness.edge_table(records))
+    shares = sweeps.plot_shares(sharpness.share_table(records))
     for axes, panels in ((drawn, 4), (shares, 2)):
         figure = style.figure_of(axes)
         assert len(figure.axes) == panels

@@ -1,4 +1,8 @@
-"""Tells how sharp the total loss becomes, and where rare classes' gradients point.
+"""Tells how sharp losses become: the total one, and a class's where losses are equal.
+
+Of the total loss also where rare classes' gradients point. Of a class both ends: its
+curvature follows its loss, and SAM's losses are larger than those of SGD, so the two
+compare only where they fit a class equally well.
 
 SAM's edge is the curvature λ at which ηλ(1 + ρλ/‖g‖) = 2(1 + β): on a quadratic that
 curved its steps with momentum β neither grow nor shrink. What is measured and claimed
@@ -12,17 +16,20 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from saddlebook import studies
 from saddlebook.experiment import Experiment
 from saddlebook.findings.claims import Claim, Contrast, Family, Runs, Sides
+from saddlebook.findings.tables import ENDS, NONE, SWITCH, pick
+from saddlebook.findings.verdicts import t_interval
 from saddlebook.scales import at_scale
 from saddlebook.theory.saddles import stable_curvature
 
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
     from saddlebook.record import Record
 
 MARGIN = 0.5  # doublings
+WITHIN = 1.25  # two losses of a class count as equal within this factor
 _COLUMNS = (
     "scale", "rho", "published", "seed", "epoch", "settled", "lambda_max", "norm",
     "edge", "doublings",
@@ -208,3 +216,114 @@ def _number(
     """Of one setting, or minus that of another."""
     terms = ((1.0, exp),) + (((-1.0, less),) if less else ())
     return NumberContrast(name=name, terms=terms, **how)
+
+
+def at_equal_loss(
+    table: pd.DataFrame, end: str, same: Sequence[str] = ("seed", "label", "stage")
+) -> pd.DataFrame:
+    """Spectra of SAM beside the spectrum of SGD whose class loss is nearest.
+
+    The losses of the two methods hardly overlap in the networks of the paper's figure,
+    so a fitted line alone would compare by extrapolation. Other weight decays, radii
+    and epochs fill the gap.
+
+    Args:
+        table: From ``tables.spectra_table``; only clean spectra count.
+        end: ``lambda_min`` or ``lambda_max``.
+        same: Columns in which both must agree.
+
+    Returns:
+        The rows of SAM that have a partner within a factor of ``WITHIN`` in loss, with
+        ``factor``: the end's size with SAM divided by that with SGD.
+    """
+    found = []
+    for _, part in _clean(table, end).groupby(list(same)):
+        sgd, sam = (part[part["optimizer"] == kind] for kind in ("sgd", "sam"))
+        if len(sgd) and len(sam):
+            ratios = np.divide.outer(sam["loss"].to_numpy(), sgd["loss"].to_numpy())
+            away = np.abs(np.log(ratios))
+            partner = sgd[end].to_numpy()[away.argmin(axis=1)]
+            pairs = sam.assign(factor=np.abs(sam[end] / partner))
+            found.append(pairs[away.min(axis=1) <= math.log(WITHIN)])
+    return pd.concat(found) if found else table.assign(factor=0.0).head(0)
+
+
+def on_one_line(table: pd.DataFrame, end: str) -> dict[int, float]:
+    """SAM's factor on an end of the spectrum by seed, from a fitted line.
+
+    Least squares of the logarithm of the end's size on those of the class's loss and
+    its number of images, and on the method; a line per seed.
+    """
+    found = {}
+    for seed, part in _clean(table, end).groupby("seed"):
+        sam = (part["optimizer"] == "sam").astype(float)
+        columns = [np.ones(len(part)), np.log(part["loss"]), np.log(part["n"]), sam]
+        size = np.log(np.abs(part[end]))
+        slopes = np.linalg.lstsq(np.column_stack(columns), size, rcond=None)[0]
+        found[int(str(seed))] = float(np.exp(slopes[-1]))
+    return found
+
+
+def _clean(table: pd.DataFrame, end: str) -> pd.DataFrame:
+    """Clean spectra with that end known, a network once though studies share it."""
+    found = pick(table, mode="clean").dropna(subset=[end])
+    return found.drop_duplicates(["scale", "method", "rho", "seed", "epoch", "label"])
+
+
+def factor_by_seed(pairs: pd.DataFrame) -> dict[int, float]:
+    """Geometric mean of ``factor`` by seed."""
+    logs = np.log(pairs["factor"]).groupby(pairs["seed"]).mean()
+    return {int(str(seed)): float(np.exp(value)) for seed, value in logs.items()}
+
+
+def times(factors: Mapping[int, float]) -> str:
+    """Geometric mean over seeds with its 95 % t-interval, in words."""
+    return f"×{_middle(factors)}" if factors else NONE
+
+
+def _middle(factors: Mapping[int, float]) -> str:
+    logs = [math.log(value) for value in factors.values()]
+    middle, (low, high) = math.exp(math.fsum(logs) / len(logs)), t_interval(logs)
+    if math.isnan(low):
+        return f"{middle:.2f} ({len(logs)} seed{'s' * (len(logs) > 1)}, no interval)"
+    return f"{middle:.2f} ({math.exp(low):.2f} to {math.exp(high):.2f})"
+
+
+def flattening(table: pd.DataFrame) -> str:
+    """What SAM does to both ends at equal loss before the switch, as a sentence."""
+    early = table[table["stage"] <= SWITCH]
+    found = (factor_by_seed(at_equal_loss(early, end)) for end in ENDS)
+    low, high = (f"{_middle(f)} times" if f else "" for f in found)
+    return (
+        "Looked at afterwards, in no registered test: where both fit a class equally "
+        "well, before the switch, SAM's "
+        f"most negative curvature is {f'{low} that of SGD' if low else NONE}, and its "
+        f"largest {high or NONE}."
+    )
+
+
+def equal_loss_sheet(
+    shown: pd.DataFrame, last: pd.DataFrame, early: pd.DataFrame
+) -> pd.DataFrame:
+    """SAM's factor on both ends of the spectrum, one row per way to equal loss.
+
+    Args:
+        shown: Spectra after the last epoch of the two runs that are compared.
+        last: The same of all radii and weight decays.
+        early: Of epochs before re-weighting.
+    """
+    rows = []
+    radius = shown["rho"].max()
+    for name, cells in (
+        ("last epoch, any weight decay", last[last["rho"].isin([0, radius])]),
+        ("same epoch before the switch", early),
+    ):
+        pairs = [at_equal_loss(cells, end) for end in ENDS]
+        rows.append(
+            [f"pairs, {name}", len(pairs[0]), *map(times, map(factor_by_seed, pairs))]
+        )
+    lines = [on_one_line(shown, end) for end in ENDS]
+    fitted = len(_clean(shown, "lambda_min"))
+    rows.append(["fitted line, last epoch", fitted, *map(times, lines)])
+    names = ["compared", "spectra", "abs(λmin)", "λmax"]
+    return pd.DataFrame(rows, columns=names).set_index("compared")
