@@ -210,16 +210,25 @@ def test_rows_of_other_modes_say_that_loss_and_gradient_are_of_fixed_images():
     assert "loss" in tables.sheet(clean)
 
 
-def test_rows_of_all_views_say_that_loss_and_gradient_are_of_them():
+@pytest.mark.parametrize(
+    ("mode", "judged_on", "told"),
+    [
+        ("augmented", "augmented", "all views"),
+        ("mixed_statistics", "mixed batches", "mixed batches"),
+    ],
+)
+def test_rows_of_another_loss_say_that_loss_and_gradient_are_of_it(
+    mode, judged_on, told
+):
     """Theirs are not of the fixed images: .39 nats where those have .18."""
-    viewed = item(mode="augmented", loss=0.39) | {"judged_on": "augmented"}
+    viewed = item(mode=mode, loss=0.39) | {"judged_on": judged_on}
     table = tables.spectra_table(
         [run("sgd", 0, item(loss=0.18), released(loss=0.18), viewed)]
     )
     shown = tables.sheet(table, ("recurrence",))
     assert "loss, fixed images" not in shown
     of = dict(zip(shown["loss of"], shown["loss"], strict=True))
-    assert of == {"fixed images": "0.18", "all views": "0.39"}
+    assert of == {"fixed images": "0.18", told: "0.39"}
 
 
 SPREAD = [(2.1, 1), (2.2, 1.1), (1.9, 0.9), (2.0, 1.05), (2.05, 0.95)]
@@ -259,6 +268,17 @@ def test_spectra_of_other_studies_are_no_evidence_on_the_figure():
     longer = replace(other, experiment=replace(other.experiment, rho=0.12))
     runs = claims.Runs([other, longer])
     assert len(runs.spectra) == 1
+
+
+def test_the_loss_of_all_images_is_no_class_and_has_a_table_of_its_own():
+    every = item(class_=None, mode="clean_whole", low=-0.5, images=3401, loss=0.02)
+    runs = [run("sam", 0, item(class_=0, mode="clean_whole"), every), run("sgd", 0)]
+    assert tables.spectra_table(runs)["label"].tolist() == [0]
+    (row,) = sharpness.total_ends(runs).to_dict("records")
+    assert (row["method"], row["images"]) == ("CE+DRW+SAM", "3,401")
+    assert (row["λmin"], row["λmax"]) == ("-0.5 ± 0.001", "10 ± 0.001")
+    assert row["|λmin/λmax|"].startswith("0.05 ±")
+    assert sharpness.total_ends([]).iloc[0, 0] == tables.NONE
 
 
 def test_a_claims_spectra_are_of_its_own_seeds():

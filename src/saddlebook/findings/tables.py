@@ -48,7 +48,7 @@ COLUMNS = (
 
 
 def spectra_table(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a spectrum; may be empty, with its columns.
+    """One row a class's spectrum; may be empty, with its columns.
 
     ``stage`` is the epoch of the paper's figure that ``epoch`` stands for; ``data`` is
     ``training``, ``held out``, ``whole``, ``cut`` or ``of`` so many; ``recurrence`` the
@@ -73,7 +73,7 @@ def items_table(
         for record, items in measured
         for stage in [stages(record.experiment)]
         for item in items
-        if "lambda_min_bound" in item
+        if "lambda_min_bound" in item and item["class"] is not None
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"reported": bool})
 
@@ -203,7 +203,9 @@ _BOTH = {"as_published": "as published", "clean": "images fixed"}
 WAYS = _BOTH | {
     "redrawn": "new crops, β after", "fixed_before": "images fixed, β before",
     "frozen": "frozen views", "augmented": "mean over all views",
+    "mixed_statistics": "mixed batches",
 }  # fmt: skip
+_JUDGED = {"augmented": "all views", "mixed batches": "mixed batches"}
 
 
 def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
@@ -211,15 +213,15 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
 
     One run: value ± bound. More: mean and range over runs. Brackets: what a released
     mode reports though it is no eigenvalue of a fixed operator. Loss, gradient, slope
-    and fall are those of the fixed images in every mode but that of all views, and
-    named so where another mode is shown.
+    and fall are those of the fixed images in every mode but those of all views and of
+    mixed batches, and named so where another mode is shown.
     """
     names = {"label": "class", "data": "images from", "recurrence": "mode"}
     if table.empty:
         return pd.DataFrame({"spectra": [NONE]}, index=["–"])
-    views = table["item"].map(lambda item: item.get("judged_on") == "augmented")
-    plain = table["recurrence"].eq("clean").all() or views.any()
-    fixed = "" if plain else ", fixed images"
+    whose = table["item"].map(lambda i: _JUDGED.get(i.get("judged_on"), "fixed images"))
+    apart = whose.ne("fixed images").any()
+    fixed = "" if apart or table["recurrence"].eq("clean").all() else ", fixed images"
     rows = []
     for keys, part in table.groupby(list(by), sort=False):
         row = {names.get(k, k): WAYS.get(str(key), key)
@@ -231,8 +233,8 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
                 ("λmax", "lambda_max"),
             )
         }  # fmt: skip
-        if views.any():
-            row["loss of"] = "all views" if views[part.index].all() else "fixed images"
+        if apart:
+            row["loss of"] = ", ".join(whose[part.index].unique())
         row |= {
             f"{title}{fixed}": _dash(part[name].mean(), form)
             for title, name, form in (
