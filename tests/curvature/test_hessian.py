@@ -342,6 +342,32 @@ class TestInvariance:
             assert torch.equal(rebuilt(vector), first)
             assert torch.equal(kept(vector), first)
 
+    @pytest.mark.parametrize("dtypes", [{}, {"taped": torch.float64}])
+    def test_the_product_over_the_first_images_is_that_of_these(self, dtypes):
+        problem = Problem(*case("resnet", count=7, dtype=torch.float32), batch_size=2)
+        part = problem._replace(images=problem.images[:3], labels=problem.labels[:3])
+        product, alone = (ResNetProduct(p, **dtypes) for p in (problem, part))
+        vector = torch.randn(product.size)
+        before = product(vector)
+        assert torch.equal(product.first(3)(vector), alone(vector))
+        assert torch.equal(product(vector), before)
+        assert product.first(7) is product
+        whole = Product(problem._replace(batch_norm="batch"))
+        assert whole.first(3) is whole
+
+    @pytest.mark.parametrize("kind", [Product, ResNetProduct])
+    def test_a_second_product_trusts_what_was_checked_for_the_first(self, kind):
+        """In a whole analysis these passes cost as much as three Hessian products."""
+        problem = Problem(*case("resnet", count=7), batch_size=3)
+        first, passes = kind(problem, torch.float64), []
+        problem.model.register_forward_hook(lambda *_: passes.append(1))
+        part = problem._replace(images=problem.images[:5], labels=problem.labels[:5])
+        second = kind(part, torch.float64, like=first)
+        assert passes == []
+        assert (second.whole, second.chunk) == (first.whole, 3)
+        vector = torch.randn(first.size, dtype=torch.float64)
+        assert torch.equal(second(vector), kind(part, torch.float64)(vector))
+
     @pytest.mark.parametrize(("free", "kept"), [(9e9, [0, 3, 6]), (4.1e9, [])])
     def test_tapes_are_kept_while_a_quarter_of_memory_is_free(
         self, free, kept, monkeypatch

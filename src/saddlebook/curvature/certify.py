@@ -362,7 +362,9 @@ def start(product: Product, seed: int, probe: int = 0) -> KrylovState:
 
 
 def check_fixed(product: Product) -> None:
-    """Apply model and operator twice; Lanczos needs the same answer, bit for bit.
+    """Apply the model twice, and the operator to one chunk.
+
+    Lanczos needs the same answer, bit for bit.
 
     Raises:
         VerifyError: They differ.
@@ -375,8 +377,8 @@ def check_fixed(product: Product) -> None:
             "model's forward is random (functional dropout, noise) or keeps a state; "
             "fix it, a changing operator fakes negative curvature".format(*losses)
         )
-    vector = starts(product.size, 0, 0)
-    if not torch.equal(product(vector), product(vector)):
+    vector, few = starts(product.size, 0, 0), product.first(product.chunk)
+    if not torch.equal(few(vector), few(vector)):
         raise VerifyError(
             "operator changed between two products; cause: non-deterministic kernels; "
             "set torch.use_deterministic_algorithms(True)"
@@ -387,7 +389,7 @@ def certified(product: Product, probes: Sequence[Probe]) -> Spectrum:
     """Quadrature and both ends, one product for each, rounding inside the bounds."""
     exact = product
     if isinstance(product, ResNetProduct) and product.inner != product.dtype:
-        exact = ResNetProduct(product.problem, product.dtype)
+        exact = ResNetProduct(product.problem, product.dtype, like=product)
     result = to_spectrum(probes, exact, _EXACT)
     if product.dtype == torch.float64:
         return result
@@ -400,15 +402,17 @@ def certified(product: Product, probes: Sequence[Probe]) -> Spectrum:
     )
     ends = zip(("min", "max"), result.converged, wide.converged, strict=True)
     lost = [name for name, before, after in ends if before and not after]
-    return _in_float64(wide, product.problem, lost) if lost else wide
+    return _in_float64(wide, product, lost) if lost else wide
 
 
-def _in_float64(result: Spectrum, problem: Problem, ends: Sequence[str]) -> Spectrum:
+def _in_float64(result: Spectrum, product: Product, ends: Sequence[str]) -> Spectrum:
     """Certify ends anew where float32's rounding alone made their bounds too wide.
 
     One activation on the other side of zero does that to a small λmin.
     """
-    matvec = _few(problem, lambda some: best_product(some, torch.float64))
+    matvec = _few(
+        product.problem, lambda some: best_product(some, torch.float64, like=product)
+    )
     for name in ends:
         end = certificate(matvec, getattr(result, f"vector_{name}"))
         bound = end.bound + _EXACT * result.scale
@@ -420,18 +424,17 @@ def _in_float64(result: Spectrum, problem: Problem, ends: Sequence[str]) -> Spec
 
 def _rounding(product: Product, vector: torch.Tensor) -> float:
     """Twice the relative change that float64 makes to a product, over many images."""
-    problem = product.problem
-    if product.whole or len(problem.images) <= _ROUNDED:
-        part, rough = problem, product(vector)  # what it keeps serves again
-    else:
-        images, labels = problem.images[:_ROUNDED], problem.labels[:_ROUNDED]
-        part = problem._replace(images=images, labels=labels)
-        rough = best_product(part, product.dtype)(vector)
-    fine = _few(part, lambda some: _fine(some, product.dtype))(vector)
+    some = product.first(_ROUNDED)  # all of them: what is kept serves again
+    rough, problem = some(vector), product.problem
+    count = len(some.labels)
+    part = problem._replace(
+        images=problem.images[:count], labels=problem.labels[:count]
+    )
+    fine = _few(part, lambda few: _fine(few, product))(vector)
     return 2 * float((rough - fine).norm()) / max(float(fine.norm()), 1e-300)
 
 
-def _fine(problem: Problem, dtype: torch.dtype) -> Product:
+def _fine(problem: Problem, like: Product) -> Product:
     """The product in float64; of our networks only what makes the difference.
 
     That is the tape: signs of activations, and deltas. What is linear in the vector
@@ -439,8 +442,8 @@ def _fine(problem: Problem, dtype: torch.dtype) -> Product:
     trained and fresh networks, for half the time.
     """
     if known(problem):
-        return ResNetProduct(problem, dtype, taped=torch.float64)
-    return Product(problem, torch.float64)
+        return ResNetProduct(problem, like.dtype, taped=torch.float64, like=like)
+    return Product(problem, torch.float64, like=like)
 
 
 def _few(problem: Problem, make: Callable[[Problem], Product]) -> Product:

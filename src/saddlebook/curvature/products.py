@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from saddlebook.curvature.problem import (
     BATCH,
+    Loss,
     Problem,
     additive,
     copies,
@@ -50,6 +51,8 @@ class Product:
         dtype: Of parameters, images and products. The loss is float64 in any case:
             1 − p of a memorised image would lose its digits.
         keep: Bytes of graphs to keep; beyond it a graph is built for each product.
+        like: A product of the same model and loss over these images or more: what was
+            checked for it holds here.
 
     Raises:
         UsageError: Shapes, labels or a loss that do not fit.
@@ -57,7 +60,11 @@ class Product:
     """
 
     def __init__(
-        self, problem: Problem, dtype: torch.dtype = torch.float32, keep: int = KEEP
+        self,
+        problem: Problem,
+        dtype: torch.dtype = torch.float32,
+        keep: int = KEEP,
+        like: Product | None = None,
     ) -> None:
         self.problem, self.dtype, self.keep = problem, dtype, keep
         self.params, self.fixed = copies(problem.model, dtype)
@@ -65,16 +72,12 @@ class Product:
         self.size = sum(shape.numel() for shape in self.shapes)
         self.device = next(iter(self.params.values())).device
         self.images, self.labels = inputs(problem, dtype)
-        # why all images must be one chunk; empty where chunks add up
-        self.whole = "batch statistics" * (problem.batch_norm != "running")
-        count = len(self.labels)
-        self.whole = self.whole or self._mixing(min(count, _FEW))
-        self.chunk = count if self.whole else min(problem.batch_size or CHUNK, count)
-        if problem.batch_norm == "batches":
-            self.chunk = min(BATCH, count)
         self._bytes: int | None = None
         self._kept: dict[int, Any] = {}  # what chunks need again, by first image
-        self._check_loss()
+        # why all images must be one chunk; empty where chunks add up
+        self.whole: str = like.whole if like else self._dependence()
+        self.chunk = self._chunk()
+        self.loss: Loss = like.loss if like else self._checked_loss()
 
     def __call__(self, vector: Tensor) -> Tensor:
         """H·vector in ``dtype``. [n] → [n]"""
@@ -83,9 +86,17 @@ class Product:
 
     def on(self, images: Tensor) -> Self:
         """The same product over other images with the same labels. [N, ...]"""
+        return self._over(images.to(dtype_like(images, self.dtype)), self.labels)
+
+    def first(self, count: int) -> Self:
+        """The product over the first ``count`` images, or over all of one chunk."""
+        if self.whole or count >= len(self.labels):
+            return self
+        return self._over(self.images[:count], self.labels[:count])
+
+    def _over(self, images: Tensor, labels: Tensor) -> Self:
         other = copy.copy(self)
-        other.images = images.to(dtype_like(images, self.dtype))
-        other._kept = {}
+        other.images, other.labels, other._kept = images, labels, {}
         return other
 
     def forget(self) -> None:
@@ -211,6 +222,19 @@ class Product:
             found = functional_call(model, params | fixed, (images,))
         return picked(found, self.problem.output).double()
 
+    def _chunk(self) -> int:
+        count, most = len(self.labels), self.problem.batch_size or CHUNK
+        if self.problem.batch_norm == "batches":
+            most = BATCH
+        elif self.whole:
+            most = count
+        return min(most, count)
+
+    def _dependence(self) -> str:
+        if self.problem.batch_norm != "running":
+            return "batch statistics"
+        return self._mixing(min(len(self.labels), _FEW))
+
     def _mixing(self, count: int) -> str:
         """Names what makes an image's output depend on the images beside it."""
         try:
@@ -237,8 +261,8 @@ class Product:
         away = (whole - torch.cat(halves)).abs().max()
         return bool(away > torch.finfo(self.dtype).eps ** 0.4 * whole.abs().max())
 
-    def _check_loss(self) -> None:
-        """Outputs finite and enough, and a loss that is a mean over examples."""
+    def _checked_loss(self) -> Loss:
+        """In float64: of outputs finite and enough, and a mean over examples."""
         logits, labels = self._first_logits(), self.labels
         if not logits.isfinite().all():
             raise NumericalError("the model's outputs hold NaN or infinity")
@@ -247,11 +271,13 @@ class Product:
             raise UsageError("labels must be class numbers from 0, or soft [N, C]")
         if not soft and count > 1 and (most := int(labels.max())) >= logits.shape[1]:
             raise UsageError(f"label {most} needs more than {logits.shape[1]} outputs")
-        self.loss = float64_loss(self.problem.loss, logits, labels)
-        if how := additive(self.loss, logits, labels):
+        loss = float64_loss(self.problem.loss, logits, labels)
+        if how := additive(loss, logits, labels):
             if self.problem.batch_norm == "batches":
                 raise UsageError(f"{how}: no sum over batches")
-            self.whole, self.chunk = self.whole or how, len(labels)
+            self.whole = self.whole or how
+            self.chunk = self._chunk()
+        return loss
 
     def _first_logits(self) -> Tensor:
         try:

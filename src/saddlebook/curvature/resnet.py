@@ -209,6 +209,7 @@ class ResNetProduct(Product):
         inner: Of the tapes and convolutions of a product; None is ``dtype``.
         taped: In which tapes are made, before they are rounded to ``inner``; None is
             ``dtype``.
+        like: As in ``Product``.
     """
 
     def __init__(
@@ -218,12 +219,15 @@ class ResNetProduct(Product):
         keep: int | None = None,
         inner: torch.dtype | None = None,
         taped: torch.dtype | None = None,
+        like: Product | None = None,
     ) -> None:
-        super().__init__(problem, dtype, KEEP if keep is None else keep)
+        super().__init__(problem, dtype, KEEP if keep is None else keep, like)
         self.roomy = keep is None
         self.inner = inner or dtype
         finer = None if taped == dtype else taped
-        self._maker = ResNetProduct(problem, finer, keep=0) if finer else None
+        self._maker = (
+            ResNetProduct(problem, finer, keep=0, like=self) if finer else None
+        )
         self.now = {name: p.detach() for name, p in self.params.items()}
         self.blocks = [
             block for block in problem.model.modules() if isinstance(block, Block)
@@ -243,11 +247,11 @@ class ResNetProduct(Product):
         turned = self._summed(lambda piece: self._turned(piece, turns, head))
         return self._unfolded(self._named(turned), dot)
 
-    def on(self, images: Tensor) -> Self:
-        """The same product over other images with the same labels. [N, ...]"""
-        other = super().on(images)
+    def _over(self, images: Tensor, labels: Tensor) -> Self:
+        other = super()._over(images, labels)
         other._slopes = None
-        other._maker = self._maker and self._maker.on(images)
+        if maker := self._maker:
+            other._maker = maker._over(images.to(maker.dtype), labels)
         return other
 
     def _named(self, vector: Tensor) -> _Named:
@@ -413,7 +417,10 @@ class ResNetProduct(Product):
 
 
 def best_product(
-    problem: Problem, dtype: torch.dtype, inner: torch.dtype | None = None
+    problem: Problem,
+    dtype: torch.dtype,
+    inner: torch.dtype | None = None,
+    like: Product | None = None,
 ) -> Product:
     """The cheapest correct product: by hand for our networks, else by autograd.
 
@@ -421,15 +428,16 @@ def best_product(
         problem: Whose Hessian.
         dtype: Of vectors and parameters.
         inner: Of the convolutions; other than ``dtype`` for our networks only.
+        like: As in ``Product``.
 
     Raises:
         UsageError: ``inner`` is asked for a network that is not ours.
     """
     if known(problem):
-        return ResNetProduct(problem, dtype, inner=inner)
+        return ResNetProduct(problem, dtype, inner=inner, like=like)
     if inner not in (None, dtype):
         raise UsageError("bfloat16 products are made for saddlebook's ResNets only")
-    return Product(problem, dtype)
+    return Product(problem, dtype, like=like)
 
 
 def known(problem: Problem) -> bool:
