@@ -301,7 +301,8 @@ def weights(
 def viewed_networks(page: Page) -> pd.DataFrame:
     """Spectra of classes that the shipped full-scale networks have in all views.
 
-    The ``spectra`` command measured those (``--views``); beside them stand the record's
+    The ``spectra`` command measured those (``--views``), some with bf16 products and
+    so in a file of their own (``NETWORK-views*.json``); beside them stand the record's
     spectra after the last epoch, fixed and as published. Empty without them.
 
     Raises:
@@ -310,21 +311,25 @@ def viewed_networks(page: Page) -> pd.DataFrame:
     found = []
     for optimizer in ("sgd", "sam"):
         path = weights(optimizer, page.results, "full")
-        sheet = path.with_name(f"{path.stem}-views.json")
-        wanted = [experiment(optimizer, "full")] if sheet.is_file() else []
+        sheets = sorted(path.parent.glob(f"{path.stem}-views*.json"))
+        wanted = [experiment(optimizer, "full")] if sheets else []
         for record in find_records(wanted, page.results, "full").records:
-            found.append((record, _with_views(record, sheet, path)))
+            found.append((record, _with_views(record, sheets, path)))
     page.cite([record for record, _ in found])
     return tables.items_table(found)
 
 
-def _with_views(record: Record, sheet: Path, path: Path) -> list[dict[str, Any]]:
-    told = load_json(sheet)
-    if told["of"]["weights"] != sha256(path.read_bytes()):
-        raise VerifyError(f"{path.name} changed; measure {sheet.name} again")
+def _with_views(
+    record: Record, sheets: Sequence[Path], path: Path
+) -> list[dict[str, Any]]:
     last, nowhere = record.experiment.epochs, [math.nan] * 3
     more = {"mode": "augmented", "judged_on": "augmented", "line_losses": nowhere}
-    viewed = [item | more | {"epoch": last} for item in told["classes"]]
+    viewed = []
+    for sheet in sheets:
+        told = load_json(sheet)
+        if told["of"]["weights"] != sha256(path.read_bytes()):
+            raise VerifyError(f"{path.name} changed; measure {sheet.name} again")
+        viewed += [item | more | {"epoch": last} for item in told["classes"]]
     classes = {item["class"] for item in viewed}
     beside = [
         item
