@@ -40,16 +40,14 @@ from saddlebook.train.run import (
 )
 
 Progress = Callable[[int, int, str], None]  # done, in all, what is under way
+Items = list[dict[str, Any]]
 _STEPS = 100  # as published; the corrected modes stop at the accuracy below
 _QUICK_STEPS = 12  # enough to show the machinery
 _RTOL = 0.01
 _TOTAL_RTOL = 0.05  # of the total loss's λmax: the figure is logarithmic
 _OUTLIERS = 10  # as many as there are classes
 _OF_TOTAL = ("total", "outliers", "outliers_reweighted")  # modes: highest ends only
-Items = list[dict[str, Any]]
 _DENSITIES = ("clean", "as_published")  # modes whose nodes a record keeps
-
-
 # Of the largest class, by mode; a view more costs a released mode a redraw, the mean
 # over all views a product of each
 HEAD_IMAGES = {

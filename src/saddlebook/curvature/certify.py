@@ -390,6 +390,7 @@ def certified(product: Product, probes: Sequence[Probe]) -> Spectrum:
     exact = product
     if isinstance(product, ResNetProduct) and product.inner != product.dtype:
         exact = ResNetProduct(product.problem, product.dtype, like=product)
+        product.forget()  # its tapes would leave no room for these
     result = to_spectrum(probes, exact, _EXACT)
     if product.dtype == torch.float64:
         return result
