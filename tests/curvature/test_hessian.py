@@ -16,13 +16,12 @@ from saddlebook.curvature.certify import (
     certified,
     check_fixed,
     exact_trace,
-    piecewise_affine,
     start,
     with_trace,
 )
 from saddlebook.curvature.hessian import class_spectra, spectrum
 from saddlebook.curvature.lanczos import Memory, advance, distilled, starts
-from saddlebook.curvature.problem import Problem
+from saddlebook.curvature.problem import Problem, piecewise_affine
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.resnet import ResNetProduct, best_product
 from saddlebook.errors import NumericalError, ResourceError, UsageError, VerifyError

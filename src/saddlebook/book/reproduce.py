@@ -42,7 +42,9 @@ NEEDS = {
     "ch07_table": ("table1", "control", "table1_cifar100", "control_cifar100"),
     "ch06_dynamics": ("dynamics",),
     "ch05_spectra": ("dynamics",),
-    "ch11_as_published": ("dynamics", "table1", "bn_statistics", "views"),
+    "ch11_as_published": (
+        "dynamics", "table1", "bn_statistics", "views", "mixed_batches",
+    ),
     "ch08_rho": ("rho_ablation", "curvature"),
     "ch09_rivals": (
         "table1", "rho_ablation", "weight_decay", "tuning", "sam_timing",

@@ -19,44 +19,34 @@ References:
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from saddlebook.curvature.lanczos import (
+    End,
     KrylovState,
     Matvec,
     Probe,
+    advance,
     certificate,
     project,
     starts,
     to_spectrum,
 )
-from saddlebook.curvature.problem import Problem, measuring
+from saddlebook.curvature.problem import MAPS, Problem, piecewise_affine
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.resnet import ResNetProduct, best_product, known
-from saddlebook.curvature.spectrum import Spectrum
+from saddlebook.curvature.spectrum import CONVERGED, Spectrum
 from saddlebook.errors import VerifyError
 from saddlebook.models import CifarResNet
 
-_MAPS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # with parameters
-_PLAIN = (
-    nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity,
-    nn.Dropout,
-)  # fmt: skip
-_FUNCTIONS = {
-    F.relu, torch.relu, torch.relu_, operator.add, operator.iadd, torch.add,
-    torch.flatten, F.pad, torch.mean, operator.getitem, F.max_pool2d, F.avg_pool2d,
-    F.adaptive_avg_pool2d, getattr, torch.cat,
-}  # fmt: skip
 _TRIES = 8  # steps, of which one must cross no kink
 _AT_ONCE = 10  # images whose deltas of all directions fit into memory
-_METHODS = {"mean", "flatten", "view", "reshape", "add", "relu", "size", "contiguous"}
 
 
 def is_exact(product: Product) -> bool:
@@ -80,7 +70,7 @@ def is_exact(product: Product) -> bool:
     return _same_norms(single) and all(
         _affine(single, name)
         for name, layer in model.named_modules()
-        if isinstance(layer, _MAPS)
+        if isinstance(layer, MAPS)
     )
 
 
@@ -135,39 +125,6 @@ def _moved(
     return params | {name: params[name] + sign * step for name, step in steps.items()}
 
 
-def piecewise_affine(model: nn.Module) -> bool:
-    """Whether the trace is exact: known layers only, each used once, none shared.
-
-    Looks at the traced graph of the forward pass; what it does not know, such as
-    normalised weights, smooth activations or tied parameters, makes it say no.
-    """
-    if len(list(model.parameters())) != sum(
-        len(list(m.parameters(recurse=False))) for m in model.modules()
-    ):
-        return False  # tied parameters are listed once by the model
-    try:
-        with measuring(model):
-            nodes = list(fx.symbolic_trace(model).graph.nodes)
-    except Exception:
-        return False  # a forward that cannot be traced is not known
-    called = [str(node.target) for node in nodes if node.op == "call_module"]
-    mapped = [name for name in called if type(model.get_submodule(name)) in _MAPS]
-    return len(mapped) == len(set(mapped)) and all(_known(n, model) for n in nodes)
-
-
-def _known(node: fx.Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        layer = model.get_submodule(str(node.target))
-        plain = getattr(layer, "padding_mode", "zeros") == "zeros"
-        plain = plain and not isinstance(getattr(layer, "padding", 0), str)
-        return plain and type(layer) in (*_MAPS, *_PLAIN)
-    if node.op == "call_function":
-        return node.target in _FUNCTIONS
-    if node.op == "call_method":
-        return node.target in _METHODS
-    return node.op in ("placeholder", "output")
-
-
 def exact_trace(product: Product) -> tuple[float, float]:
     """Trace of a piecewise affine network's mean loss, without sampling.
 
@@ -186,7 +143,7 @@ def exact_trace(product: Product) -> tuple[float, float]:
 
 
 def _chunk_trace(product: Product, piece: slice) -> tuple[float, float]:
-    layers = [m for m in product.problem.model.modules() if isinstance(m, _MAPS)]
+    layers = [m for m in product.problem.model.modules() if isinstance(m, MAPS)]
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def note(
@@ -342,6 +299,7 @@ def deflated_trace(
 
 # Images on which the rounding of a product is measured. Not few: one activation that
 # float32 puts on the other side of zero would count as if every image had one
+_POLISHING = 10  # steps at most
 _ROUNDED = 1000
 _FEW = 5
 _EXACT = 8 * torch.finfo(torch.float64).eps  # rounding of a float64 product
@@ -385,13 +343,22 @@ def check_fixed(product: Product) -> None:
         )
 
 
-def certified(product: Product, probes: Sequence[Probe]) -> Spectrum:
-    """Quadrature and both ends, one product for each, rounding inside the bounds."""
+def certified(
+    product: Product, probes: Sequence[Probe], polish: bool = True
+) -> Spectrum:
+    """Quadrature and both ends, one product for each, rounding inside the bounds.
+
+    bf16 leaves the vector of a small end too rough for its bound, though not for its
+    value; with ``polish`` a few steps in full precision from there mend that.
+    """
     exact = product
     if isinstance(product, ResNetProduct) and product.inner != product.dtype:
         exact = ResNetProduct(product.problem, product.dtype, like=product)
         product.forget()  # its tapes would leave no room for these
     result = to_spectrum(probes, exact, _EXACT)
+    if polish and exact is not product:
+        for name in _roughened(result, probes):
+            result = _polished(result, exact, name)
     if product.dtype == torch.float64:
         return result
     floor = _rounding(exact, result.vector_max) * result.scale
@@ -406,6 +373,39 @@ def certified(product: Product, probes: Sequence[Probe]) -> Spectrum:
     return _in_float64(wide, product, lost) if lost else wide
 
 
+def _roughened(result: Spectrum, probes: Sequence[Probe]) -> list[str]:
+    """Ends that the recurrence had found but the certificate does not confirm."""
+    low = min(probes, key=lambda probe: float(probe.nodes[0]))
+    high = max(probes, key=lambda probe: float(probe.nodes[-1]))
+    ends = (("min", low, 0), ("max", high, -1))
+    return [
+        name
+        for (name, probe, i), known in zip(ends, result.converged, strict=True)
+        if not known
+        and float(probe.residuals[i]) <= CONVERGED * abs(float(probe.nodes[i]))
+    ]
+
+
+def _polished(result: Spectrum, exact: Product, name: str) -> Spectrum:
+    vector, i = getattr(result, f"vector_{name}"), 0 if name == "min" else -1
+    state = KrylovState(vector.to(exact.dtype)[None])
+    while state.steps < _POLISHING:
+        state = advance(state, exact, state.steps + 1)
+        values, vectors, residuals = state.ritz()
+        if float(residuals[i]) <= 0.8 * CONVERGED * abs(float(values[i])):
+            break
+    end = certificate(exact, state.vector(vectors[:, i]))
+    return _with_end(result, name, end, result.rounding, state.steps + 1)
+
+
+def _with_end(
+    result: Spectrum, name: str, end: End, floor: float, products: int
+) -> Spectrum:
+    new: dict[str, Any] = {"products": result.products + products}
+    new |= {f"lambda_{name}": end.value, f"lambda_{name}_bound": end.bound + floor}
+    return replace(result, **new | {f"vector_{name}": end.vector})
+
+
 def _in_float64(result: Spectrum, product: Product, ends: Sequence[str]) -> Spectrum:
     """Certify ends anew where float32's rounding alone made their bounds too wide.
 
@@ -416,10 +416,7 @@ def _in_float64(result: Spectrum, product: Product, ends: Sequence[str]) -> Spec
     )
     for name in ends:
         end = certificate(matvec, getattr(result, f"vector_{name}"))
-        bound = end.bound + _EXACT * result.scale
-        new: dict[str, Any] = {"products": result.products + 1}
-        new |= {f"lambda_{name}": end.value, f"lambda_{name}_bound": bound}
-        result = replace(result, **new)
+        result = _with_end(result, name, end, _EXACT * result.scale, 1)
     return result
 
 

@@ -186,7 +186,7 @@ def solve(
                 start, product, steps, rtol=rtol, basis=basis, progress=progress
             )
         done.insert(0, distilled(state))
-    found = certify.certified(product, done)
+    found = certify.certified(product, done, polish=not released)
     if released:
         found = as_reported(found)
     else:

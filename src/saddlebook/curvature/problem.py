@@ -1,6 +1,6 @@
 """Checks a model, a loss and fixed images, and copies what a Hessian needs of them.
 
-Knows modules and tensors; takes no derivative.
+Knows modules, tensors, and what is piecewise affine; takes no derivative.
 Legend: N images, C classes.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import operator
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -28,6 +29,17 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 STATISTICS = ("running", "batch", "batches")  # of batch norm
 BATCH = 128  # PAPER: images that share statistics in training
+MAPS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # with parameters
+_PLAIN = (
+    nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity,
+    nn.Dropout,
+)  # fmt: skip
+_FUNCTIONS = {
+    F.relu, torch.relu, torch.relu_, operator.add, operator.iadd, torch.add,
+    torch.flatten, F.pad, torch.mean, operator.getitem, F.max_pool2d, F.avg_pool2d,
+    F.adaptive_avg_pool2d, getattr, torch.cat,
+}  # fmt: skip
+_METHODS = {"mean", "flatten", "view", "reshape", "add", "relu", "size", "contiguous"}
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -147,6 +159,39 @@ def measuring(model: nn.Module, batch_norm: str = "running") -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in modes:
             module.training = training
+
+
+def piecewise_affine(model: nn.Module) -> bool:
+    """Whether the trace is exact: known layers only, each used once, none shared.
+
+    Looks at the traced graph of the forward pass; what it does not know, such as
+    normalised weights, smooth activations or tied parameters, makes it say no.
+    """
+    if len(list(model.parameters())) != sum(
+        len(list(m.parameters(recurse=False))) for m in model.modules()
+    ):
+        return False  # tied parameters are listed once by the model
+    try:
+        with measuring(model):
+            nodes = list(fx.symbolic_trace(model).graph.nodes)
+    except Exception:
+        return False  # a forward that cannot be traced is not known
+    called = [str(node.target) for node in nodes if node.op == "call_module"]
+    mapped = [name for name in called if type(model.get_submodule(name)) in MAPS]
+    return len(mapped) == len(set(mapped)) and all(_known(n, model) for n in nodes)
+
+
+def _known(node: fx.Node, model: nn.Module) -> bool:
+    if node.op == "call_module":
+        layer = model.get_submodule(str(node.target))
+        plain = getattr(layer, "padding_mode", "zeros") == "zeros"
+        plain = plain and not isinstance(getattr(layer, "padding", 0), str)
+        return plain and type(layer) in (*MAPS, *_PLAIN)
+    if node.op == "call_function":
+        return node.target in _FUNCTIONS
+    if node.op == "call_method":
+        return node.target in _METHODS
+    return node.op in ("placeholder", "output")
 
 
 def out_of_memory(error: BaseException) -> bool:
