@@ -113,12 +113,16 @@ def _whole(experiment: Experiment) -> Items:
 
 
 def _largest(experiment: Experiment) -> Items:
-    """Of every image: so the largest class; and all classes together, fixed."""
-    every = [
+    """Of every image: so the largest class."""
+    return _of_every_image(experiment, 0)
+
+
+def _all_images(experiment: Experiment) -> Items:
+    """All classes together, fixed: the loss of every image."""
+    return [
         measurement(epoch, None, "clean", whole=True) | _BF16
         for epoch in experiment.spectra_at
     ]
-    return _of_every_image(experiment, 0) + every
 
 
 def _of_every_image(experiment: Experiment, class_: int) -> Items:
@@ -170,8 +174,8 @@ def _of_total(epoch: int, mode: str) -> dict[str, Any]:
 
 PLANS: dict[str, Callable[[Experiment], Items]] = {
     "classes": _classes, "head_images": _head_images, "whole": _whole,
-    "largest": _largest, "views": _views, "mixed": _mixed, "total": _total,
-    "outliers": _outliers,
+    "largest": _largest, "all_images": _all_images, "views": _views, "mixed": _mixed,
+    "total": _total, "outliers": _outliers,
 }  # fmt: skip
 
 

@@ -121,10 +121,8 @@ def test_mixed_batches_take_the_images_of_all_classes_whatever_is_allowed():
 
 WHOLE = {
     "whole": [(2, "as_published_whole", "bf16"), (2, "clean_whole", None)],
-    "largest": [
-        (0, "as_published_whole", "bf16"), (0, "clean_whole", None),
-        (None, "clean_whole", "bf16"),
-    ],
+    "largest": [(0, "as_published_whole", "bf16"), (0, "clean_whole", None)],
+    "all_images": [(None, "clean_whole", "bf16")],
 }  # fmt: skip
 
 
