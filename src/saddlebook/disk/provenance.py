@@ -57,7 +57,7 @@ SAME_SPECTRA = frozenset(
     | {"9cf8b30a7caecf56", "dedab5fd792f7915", "2516402fcbc75c48", "87631317a7865338"}
     | {"842eecfaef6b6d3b", "fb645f094c31510b", "8d52c8a09df51df0"}
     | {"566a67b6b4df88b9", "a8c8535d028e6fe7", "c33945a8f4aa69a8", "84377454790075ee"}
-    | {"11f0fd8a70aa063e", "37fcdcdf71087f4f"}
+    | {"11f0fd8a70aa063e", "37fcdcdf71087f4f", "c3cfb7d88db76891"}
 )
 _PACKAGE = Path(__file__).parents[1]
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from saddlebook.record import Record
 
 MARGIN = 0.5  # doublings
-RATIO = "|λmin/λmax|"
 WITHIN = 1.25  # two losses of a class count as equal within this factor
 _COLUMNS = (
     "scale", "rho", "published", "seed", "epoch", "settled", "lambda_max", "norm",
@@ -217,29 +216,6 @@ def _number(
     """Of one setting, or minus that of another."""
     terms = ((1.0, exp),) + (((-1.0, less),) if less else ())
     return NumberContrast(name=name, terms=terms, **how)
-
-
-def total_ends(records: Iterable[Record]) -> pd.DataFrame:
-    """Both ends of the loss of all training images, clean, one row per run.
-
-    Plain cross-entropy without class weights, as the paper's code measures it; values
-    with bounds, in words.
-    """
-    rows = []
-    for record in records:
-        for item in record.spectra:
-            if item["class"] is None and item["mode"] == "clean_whole":
-                rows.append({"method": record.experiment.method} | _ends(item))
-    return pd.DataFrame(rows or [{"spectra": NONE}])
-
-
-def _ends(item: Mapping[str, Any]) -> dict[str, str]:
-    names = {"λmin": "lambda_min", "λmax": "lambda_max", RATIO: "nonconvexity"}
-    told = {
-        title: f"{item[name]:.3g} ± {item[f'{name}_bound']:.1g}"
-        for title, name in names.items()
-    }
-    return told | {"loss": f"{item['loss']:.2g}", "images": f"{item['images']:,}"}
 
 
 def at_equal_loss(
