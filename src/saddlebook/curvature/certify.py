@@ -356,21 +356,26 @@ def certified(
         exact = ResNetProduct(product.problem, product.dtype, like=product)
         product.forget()  # its tapes would leave no room for these
     result = to_spectrum(probes, exact, _EXACT)
+    floor = 0.0
+    if product.dtype != torch.float64:
+        floor = _rounding(exact, result.vector_max) * result.scale
+    result = _widened(result, floor)
     if polish and exact is not product:
         for name in _roughened(result, probes):
             result = _polished(result, exact, name)
-    if product.dtype == torch.float64:
-        return result
-    floor = _rounding(exact, result.vector_max) * result.scale
-    wide = replace(
+    finer = _widened(result, -floor).converged
+    ends = zip(("min", "max"), result.converged, finer, strict=True)
+    lost = [name for name, known, finer in ends if finer and not known]
+    return _in_float64(result, product, lost) if lost else result
+
+
+def _widened(result: Spectrum, floor: float) -> Spectrum:
+    return replace(
         result,
         rounding=result.rounding + floor,
         lambda_min_bound=result.lambda_min_bound + floor,
         lambda_max_bound=result.lambda_max_bound + floor,
     )
-    ends = zip(("min", "max"), result.converged, wide.converged, strict=True)
-    lost = [name for name, before, after in ends if before and not after]
-    return _in_float64(wide, product, lost) if lost else wide
 
 
 def _roughened(result: Spectrum, probes: Sequence[Probe]) -> list[str]:
@@ -392,7 +397,8 @@ def _polished(result: Spectrum, exact: Product, name: str) -> Spectrum:
     while state.steps < _POLISHING:
         state = advance(state, exact, state.steps + 1)
         values, vectors, residuals = state.ritz()
-        if float(residuals[i]) <= 0.8 * CONVERGED * abs(float(values[i])):
+        enough = 0.9 * CONVERGED * abs(float(values[i]))
+        if float(residuals[i]) <= max(enough - result.rounding, enough / 3):
             break
     end = certificate(exact, state.vector(vectors[:, i]))
     return _with_end(result, name, end, result.rounding, state.steps + 1)
