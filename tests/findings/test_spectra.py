@@ -267,7 +267,7 @@ def test_spectra_of_other_studies_are_no_evidence_on_the_figure():
     other = run("sam", 0, item(low=-5.0))
     longer = replace(other, experiment=replace(other.experiment, rho=0.12))
     runs = claims.Runs([other, longer])
-    assert len(runs.spectra) == 1
+    assert len(runs.spectra()) == 1
 
 
 def test_the_loss_of_all_images_is_no_class():
@@ -286,6 +286,14 @@ def test_a_claims_spectra_are_of_its_own_seeds():
         for mode, low in (("clean", -1.0), ("augmented", -1.5), ("as_published", -9.0))
     ]
     views = [record(e, fifty, fifty, epochs=[e.epochs], spectra=items) for e in fresh]
+    # the same networks, in a third way to measure
+    mixed = [at_scale(e, "lite") for e in studies.mixed_batches()]
+    items = [
+        item(class_=c, mode=mode, low=low)
+        for c in (7, 8, 9)
+        for mode, low in (("clean", -1.0), ("mixed_statistics", -1.25))
+    ]
+    views += [record(e, fifty, fifty, epochs=[e.epochs], spectra=items) for e in mixed]
     figure = claims.judge(spectra_claims.curvature_family(), views)
     assert figure["n"].tolist() == [0] * 10
     found = claims.judge(spectra_claims.views_family(), views).set_index("claim")
@@ -294,6 +302,9 @@ def test_a_claims_spectra_are_of_its_own_seeds():
     assert found.loc["f4", "here"].startswith("0")
     assert found["n"].tolist() == [5] * 4
     assert found["difference"].tolist() == pytest.approx([0.75, 0.05, 0.0, 0.15])
+    found = claims.judge(spectra_claims.statistics_family(), views)
+    assert found["n"].tolist() == [5] * 3
+    assert found["difference"].tolist() == pytest.approx([0.125, 0.0, 0.025])
 
 
 def test_without_records_tables_say_so():

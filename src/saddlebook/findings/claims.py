@@ -26,9 +26,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -77,6 +76,7 @@ def _power(found: re.Match[str]) -> str:
 
 
 Sides = Sequence[tuple[float, Mapping[int, float]]]  # factor, values by seed
+Study = Callable[..., list[Experiment]]
 P = tuple[float, float]  # of keeping all bounds, and of breaking one
 
 
@@ -94,13 +94,15 @@ class Runs(dict[Experiment, Record]):
         ):
             experiment = studies.in_study(record.experiment)
             self[experiment.training] = self[experiment] = record
+        self._spectra: dict[Study, pd.DataFrame] = {}
 
-    @cached_property
-    def spectra(self) -> pd.DataFrame:
-        """Of three studies of one setting's classes: others have other settings."""
-        measured = studies.dynamics() + studies.head_images() + studies.views()
-        every = [at_scale(e, scale) for e in measured for scale in SCALES]
-        return tables.spectra_table([self[exp] for exp in every if exp in self])
+    def spectra(self, study: Study = studies.dynamics) -> pd.DataFrame:
+        """Of one study: others measured the same cells of the same networks, too."""
+        if study not in self._spectra:
+            every = [at_scale(e, scale) for e in study() for scale in SCALES]
+            found = [self[exp] for exp in every if exp in self]
+            self._spectra[study] = tables.spectra_table(found)
+        return self._spectra[study]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -299,7 +299,7 @@ def saddles(scale: str = "lite", results: str | Path = RESULTS) -> Card:
     averaged, fresh = _claims_and_runs(spectra_claims.views_family(), scale, results)
     rows = _tail_rows(runs, fresh)
     crops, _, fixed, _, mean, _ = rows
-    last = tables.pick(runs.spectra, stage=tables.LAST, mode="clean")
+    last = tables.pick(runs.spectra(), stage=tables.LAST, mode="clean")
     kinds = tables.kinds(last)
     which = ", ".join(f"class {n}" for n in {*last["label"][kinds == "saddle"]})
     answer = (
@@ -315,7 +315,7 @@ def saddles(scale: str = "lite", results: str | Path = RESULTS) -> Card:
         "Averaged exactly over all crops and flips, as training sees the images, it is "
         f"{mean.lite.text} at laptop scale; that it stays below .2 is "
         f"{averaged['word']['f4']}. "
-        + sharpness.flattening(tables.pick(runs.spectra, scale=scale))
+        + sharpness.flattening(tables.pick(runs.spectra(), scale=scale))
     )
     return _card(
         "Is it saddles?",

@@ -9,7 +9,6 @@ class 8, the paper's example: all five seeds, each beyond the bounds of both val
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +16,16 @@ import pandas as pd
 
 from saddlebook import studies
 from saddlebook.experiment import Experiment
-from saddlebook.findings.claims import Claim, Contrast, Family, P, Runs, Sides, signed
+from saddlebook.findings.claims import (
+    Claim,
+    Contrast,
+    Family,
+    P,
+    Runs,
+    Sides,
+    Study,
+    signed,
+)
 from saddlebook.findings.tables import ENDS, FIRST, LAST, SWITCH, pick
 
 _SGD, _SAM = "CE+DRW", "CE+DRW+SAM"
@@ -44,7 +52,7 @@ class Exceeds(Contrast):
 
     more: Cell
     less: Cell | None = None
-    study: Callable[[Sequence[int]], list[Experiment]] = studies.dynamics
+    study: Study = studies.dynamics
 
     @property
     def sign(self) -> bool:
@@ -86,7 +94,7 @@ class Exceeds(Contrast):
     def _table(self, runs: Runs, scale: str) -> pd.DataFrame:
         """Spectra of its seeds: another study may have the same numbers of others."""
         data = ("training", "cut", "of", "held out")
-        table = pick(runs.spectra, scale=scale, data=data)
+        table = pick(runs.spectra(self.study), scale=scale, data=data)
         return table[table["seed"].isin(self.seeds)]
 
     def _of(self, labels: tuple[int, ...]) -> tuple[Cell, Cell | None]:
@@ -295,7 +303,7 @@ def statistics_family() -> Family:
     )  # fmt: skip
 
 
-def _fresh(study: Callable[[Sequence[int]], list[Experiment]]) -> dict[str, Any]:
+def _fresh(study: Study) -> dict[str, Any]:
     return {"study": study, "seeds": studies.FRESH_SEEDS}
 
 
