@@ -97,6 +97,12 @@ figures.show(
     "The same at the small scale: mean and range over "
     f"runs. Top left: the corrected measurement; bottom right: as published. {setting}.",
 )
+released = tables.pick(last, mode="as_published")
+fixed = tables.pick(last, mode="clean")
+page.value("steps", tables.spread(fixed, "steps"))
+page.value("again", tables.spread(released, "rayleigh_clean"))
+page.value("share", tables.spread(released, "diagonal_share"))
+page.value("share_fixed", tables.spread(fixed, "diagonal_share"))
 
 # %% tags=["remove-input"]
 rare = tables.pick(
@@ -124,14 +130,6 @@ page.table(
 # value, the curvature along that very vector, measured again on fixed images, is
 # {glue:text}`again`; mean $|\alpha|$ over mean $\beta$, small where the matrix kept
 # changing, is {glue:text}`share` there and {glue:text}`share_fixed` on fixed images.
-
-# %% tags=["remove-input"]
-released = tables.pick(last, mode="as_published")
-fixed = tables.pick(last, mode="clean")
-page.value("steps", tables.spread(fixed, "steps"))
-page.value("again", tables.spread(released, "rayleigh_clean"))
-page.value("share", tables.spread(released, "diagonal_share"))
-page.value("share_fixed", tables.spread(fixed, "diagonal_share"))
 
 # %% [markdown]
 # ## With augmentation in the loss
