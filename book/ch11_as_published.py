@@ -195,9 +195,9 @@ page.value("paper_views", ", ".join(told) or tables.NONE)
 # takes those of each batch, so that an image's loss depends on the images beside it, and its
 # Hessian is another. Here the images stand in shuffled batches of 128 of all classes, not
 # augmented; a class's loss is the mean over its own images in them: again one fixed operator
-# with exact bounds. On networks of seeds 5 to 9, written before any such spectrum of a
-# trained network was measured: with SGD the tail stays below 0.2 (g1); SGD ends higher than
-# SAM, as the paper says (g2); with SGD it is higher than with running statistics (g3).
+# with exact bounds. On networks of seeds 5 to 9, hypotheses written before any such spectrum
+# of a trained network was measured: with SGD the tail stays below 0.2 (g1); SGD ends higher
+# than SAM, as the paper says (g2); with SGD it is higher than with running statistics (g3).
 
 # %% tags=["remove-input"]
 in_batches = gather.gather(page, "mixed_batches")["mixed_batches"]
