@@ -324,10 +324,10 @@ def _with_views(
 ) -> list[dict[str, Any]]:
     last, nowhere = record.experiment.epochs, [math.nan] * 3
     more = {"mode": "augmented", "judged_on": "augmented", "line_losses": nowhere}
-    viewed = []
+    viewed, digest = [], sha256(path.read_bytes())
     for sheet in sheets:
         told = load_json(sheet)
-        if told["of"]["weights"] != sha256(path.read_bytes()):
+        if told["of"]["weights"] != digest:
             raise VerifyError(f"{path.name} changed; measure {sheet.name} again")
         viewed += [item | more | {"epoch": last} for item in told["classes"]]
     classes = {item["class"] for item in viewed}

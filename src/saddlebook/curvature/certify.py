@@ -34,6 +34,7 @@ from saddlebook.curvature.lanczos import (
     Probe,
     advance,
     certificate,
+    outermost,
     project,
     starts,
     to_spectrum,
@@ -299,9 +300,9 @@ def deflated_trace(
 
 # Images on which the rounding of a product is measured. Not few: one activation that
 # float32 puts on the other side of zero would count as if every image had one
-_POLISHING = 10  # steps at most
 _ROUNDED = 1000
 _FEW = 5
+_POLISHING = 10  # steps at most
 _EXACT = 8 * torch.finfo(torch.float64).eps  # rounding of a float64 product
 _TRACE_ROUNDING = 32  # units in the last place; up to 3.3 seen on trained networks
 _TRACE_PROBES = 20  # products of the trace estimate where it cannot be exact
@@ -365,7 +366,7 @@ def certified(
             result = _polished(result, exact, name)
     finer = _widened(result, -floor).converged
     ends = zip(("min", "max"), result.converged, finer, strict=True)
-    lost = [name for name, known, finer in ends if finer and not known]
+    lost = [name for name, now, without in ends if without and not now]
     return _in_float64(result, product, lost) if lost else result
 
 
@@ -380,8 +381,7 @@ def _widened(result: Spectrum, floor: float) -> Spectrum:
 
 def _roughened(result: Spectrum, probes: Sequence[Probe]) -> list[str]:
     """Ends that the recurrence had found but the certificate does not confirm."""
-    low = min(probes, key=lambda probe: float(probe.nodes[0]))
-    high = max(probes, key=lambda probe: float(probe.nodes[-1]))
+    low, high = outermost(probes)
     ends = (("min", low, 0), ("max", high, -1))
     return [
         name

@@ -421,6 +421,12 @@ def distilled(state: KrylovState) -> Probe:
     return Probe(*found, *ends, first, state.steps)
 
 
+def outermost(probes: Sequence[Probe]) -> tuple[Probe, Probe]:
+    """The probes with the lowest and with the highest Ritz value."""
+    low = min(probes, key=lambda probe: float(probe.nodes[0]))
+    return low, max(probes, key=lambda probe: float(probe.nodes[-1]))
+
+
 def to_spectrum(probes: Sequence[Probe], matvec: Matvec, rounding: float) -> Spectrum:
     """Quadrature of all probes and certificates of the outermost Ritz pairs.
 
@@ -430,8 +436,8 @@ def to_spectrum(probes: Sequence[Probe], matvec: Matvec, rounding: float) -> Spe
         rounding: Of ``matvec``, relative to the largest eigenvalue; a residual does
             not see it.
     """
-    bottom = certificate(matvec, min(probes, key=lambda p: float(p.nodes[0])).bottom)
-    top = certificate(matvec, max(probes, key=lambda p: float(p.nodes[-1])).top)
+    low, high = outermost(probes)
+    bottom, top = certificate(matvec, low.bottom), certificate(matvec, high.top)
     scale = max(abs(bottom.value), abs(top.value))
     floor = rounding * scale
     skew = abs(float(bottom.vector @ top.product - top.vector @ bottom.product))
