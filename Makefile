@@ -91,5 +91,6 @@ faults: $(READY) $(FLOW)  ## kills, damage and bad input, counted; LONG=1 for al
 check: lint type test  ## lint, types, tests, records
 	$(BIN)/saddlebook verify
 
-clean:  ## remove what was built; .venv and checkpoints stay
-	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove what was built; .venv, checkpoints and the lab with its runs stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	[ ! -d _build ] || find _build -mindepth 1 -maxdepth 1 ! -name lab -exec rm -rf {} +

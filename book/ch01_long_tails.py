@@ -101,8 +101,7 @@ figures.show(
 #
 # ## The draw
 #
-# *Which* images are kept matters: another draw of the same size moves accuracy by a
-# point or more. The released code draws once, with a fixed generator, and all its
+# *Which* images are kept may matter, too; how much is not measured here. The released code draws once, with a fixed generator, and all its
 # training seeds share that draw; so do we, exactly. Here on scikit-learn's digits,
 # which need no download:
 

@@ -130,7 +130,7 @@ page.source(losses.adjustment)
 # ## A toy: how far must the right class lead?
 #
 # Two classes with 5,000 and 50 images. An image of the rare class is shown; its logit
-# leads the other by a distance on the horizontal axis. Where the curve is high, the
+# leads the other by a distance on the horizontal axis. Where the curve is steep, the
 # loss still pushes.
 
 # %%
@@ -183,8 +183,9 @@ page.verdict(claims.counts(judged), "of the six claims.")
 # %% [markdown]
 # The six comparisons were listed before a result was reported, are tested paired by seed
 # and unpaired, and are corrected for being six (Holm). VS raises the tail far more here
-# than in the paper, at the cost of the head: its γ and τ are the code's defaults, made
-# for another imbalance, and the paper's are not published.
+# than in the paper, at the cost of the head: its γ and τ are the code's defaults, and the
+# paper's are not published. In the paper's own setting they overshoot as well
+# ({doc}`ch07_table`).
 #
 # ## What could be wrong
 #

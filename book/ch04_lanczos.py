@@ -83,8 +83,8 @@ page.source(lanczos._step)
 stages.lanczos_stepper()
 
 # %% [markdown]
-# The same matrix: the ends settle on the true ones within a dozen steps. Another matrix
-# in every step: a mirror image appears on the negative side, where nothing is. *An
+# The same matrix: the larger end settles on the true one within a few steps, the smaller
+# comes near it more slowly, and never from below. Another matrix in every step: a mirror image appears on the negative side, where nothing is. *An
 # operator that changes*, below, tells why.
 #
 # To run in Jupyter: choose a spectrum, the number of steps and a seed. An end that is not yet known to 1 %
@@ -243,7 +243,7 @@ figures.show(
 #
 # 1. In the cell under *Play*, choose `"edge"`. How many steps until both ends are numbers? Why do more
 #    seeds not help?
-# 2. Call `known.causes(steps=10)` and `steps=200`. Which of the four cells change?
+# 2. Call `known.known_causes(steps=10)` and `steps=200`. Which of the four cells change?
 
 # %% tags=["remove-input"]
 told = f"Ratios on a positive operator: fixed {cells['fixed', 'before']:.2g}, "

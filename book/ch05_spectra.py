@@ -82,7 +82,7 @@ page.source(lanczos.certificate)
 # direction: there curvature alone would lower the loss by 0.1 nats. Then ask two questions:
 #
 # - *slope*: what does the class's gradient promise over the same distance,
-#   $t\,\lVert g_y \rVert$? At a saddle far less than 0.1.
+#   $t\,\lVert g_y \rVert$? At a saddle less than 0.1.
 # - *fall*: how much lower is the loss there really, averaged over both ends (which
 #   cancels the gradient)?
 #
@@ -138,9 +138,13 @@ page.table(
 )
 figures.show(
     spectra.plot_along_vector(big, "CE+DRW"),
-    "SGD: change of a class's loss along ± the lowest vector of each measurement; "
-    "dotted: what its curvature promises.",
+    "SGD: change of a class's loss along ± the lowest vector of each measurement; dotted: what "
+    "its curvature promises. At ±1 that is a fall of 0.1 nats, so each measurement has a "
+    "length of its own. These losses are smaller than 0.1 already, and cannot fall by it: the "
+    "parabola of fixed images holds near 0 only.",
 )
+fixed = tables.pick(big, mode="clean")
+page.value("paper_kinds", tables.count(tables.kinds(fixed)))
 
 # %% [markdown]
 # ### At the small scale, five seeds
@@ -184,12 +188,14 @@ page.value("lowest", seen["lowest"])
 # direction of a class is, over all classes and runs: {glue:text}`kinds`. *Saddle* needs
 # negative curvature beyond its bound, a slope below what curvature promises, and a loss
 # that falls; *slope* means that the gradient promises more than the curvature; *flat*,
-# that the loss does not fall where the curvature says it should.
+# that the loss does not fall where the curvature says it should. In the paper's own setting:
+# {glue:text}`paper_kinds`.
 #
 # *Slope* is said of the point, by its whole gradient. Along the lowest direction itself
 # the gradient is small, in the middle {glue:text}`along` % of its norm. So every class,
-# frequent or rare, does bend down somewhere, and none stands still. Beside
-# $\lambda_{\max}$ that bend is small with SGD, and not shown to differ between tail and head:
+# frequent or rare, does bend down somewhere, and at this scale none stands still. Beside
+# $\lambda_{\max}$ that bend is small with SGD, and not shown to differ between the tail and
+# class 0:
 # {glue:text}`by_group`.
 #
 # The ratio is *larger* with SAM. As these networks stand their tail has more negative
@@ -247,13 +253,14 @@ page.value("settled", claims.counts(judged))
 #
 # ## Summary and exercises
 #
-# With the images held fixed no class of these networks sits at a saddle of its own loss:
-# all have negative curvature, and all have a gradient. The contrast of tail and head,
-# and that of SGD and SAM, are what the released measurement shows: {glue:text}`settled`.
+# With the images held fixed all classes have negative curvature, and all but few have a
+# gradient that promises more: at laptop scale {glue:text}`kinds`, in the paper's own setting
+# {glue:text}`paper_kinds`. The contrast of tail and head, and that of SGD and SAM, are what
+# the released measurement shows: {glue:text}`settled`.
 #
 # 1. In the picture to play with, change the network at class 9 and the last epoch. Which
 #    end moves more?
-# 2. Take `mode="frozen"` in `curvature.pick`, classes 5, 8 and 9. What do four fixed
+# 2. Take `mode="frozen"` in `tables.pick`, classes 5, 8 and 9. What do four fixed
 #    augmentations of each image change at the two ends?
 
 # %% tags=["remove-input"]

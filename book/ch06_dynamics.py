@@ -226,7 +226,8 @@ page.value("settled", claims.counts(judged))
 # ## Summary and exercises
 #
 # The rise of the ratio at the switch is what the released measurement shows; with images
-# fixed the ratio falls through training, most of it early: {glue:text}`settled`. Before
+# fixed the ratio falls through training, with SGD most of it early, with SAM most of it
+# late: {glue:text}`settled`. Before
 # the switch SGD has the larger $\lambda_{\max}$, as chapter 3 predicted.
 #
 # 1. In the browser choose a rare class, *images fixed*, and step through the epochs. Which

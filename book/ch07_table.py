@@ -23,7 +23,7 @@ import pandas as pd
 from saddlebook import figures, optim
 from saddlebook.book import Page, gather
 from saddlebook.figures import sweeps
-from saddlebook.findings import claims, hypotheses, readme, report
+from saddlebook.findings import claims, hypotheses, readme, report, tables
 from saddlebook.theory import saddles
 
 # %% tags=["remove-input"]
@@ -104,7 +104,7 @@ figures.show(
 # has no interval: such a cell is *undecided* whatever it reads. A number is *reproduced*
 # if our runs and the printed mean are shown to differ by less than the margin
 # ({doc}`notation`). Last epochs lie below the paper almost everywhere; the epoch that is best
-# on the test set lies nearer, as if the paper had reported that one.
+# on the test set lies nearer, as a largest of many must.
 
 # %% tags=["remove-input"]
 wide = report.once(gather.every(page, "full"))
@@ -198,11 +198,11 @@ page.judged(sam, "SAM minus its base, in points")
 pairs = report.replicates(gather.every(page, "lite", report.made_twice))
 noise = report.rerun_noise(pairs)
 page.value("twice", len(pairs))
-page.value("rms", f"{noise['difference']:.1f}")
-page.value("largest", f"{noise['largest']:.1f}")
-page.value("rerun", f"{noise['rerun']:.1f}")
-page.value("seeds", f"{noise['seeds']:.1f}")
-page.value("luck", f"{noise['luck']:.0f}")
+page.value("rms", tables.dash(noise["difference"], ".1f"))
+page.value("largest", tables.dash(noise["largest"], ".1f"))
+page.value("rerun", tables.dash(noise["rerun"], ".1f"))
+page.value("seeds", tables.dash(noise["seeds"], ".1f"))
+page.value("luck", tables.dash(noise["luck"], ".0f"))
 again = report.gain_again(pairs, "CE+DRW+SAM", "CE+DRW")
 page.value("again", claims.told(again))
 if len(pairs):

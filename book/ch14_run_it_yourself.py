@@ -75,7 +75,8 @@ print(exp.method, exp.key, "->", tiny.slug)
 # %%
 record = runner.run(tiny, device=device)
 print(f"{record.timing['seconds']:.1f} s of training and measuring")
-print(f"accuracy in percent: {record.accuracy.overall:.0f} overall")
+overall, tail = record.accuracy.overall, record.accuracy.tail
+print(f"accuracy in percent: {overall:.0f} overall, {tail:.0f} tail")
 
 # %% [markdown]
 # ## Four scales

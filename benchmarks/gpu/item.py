@@ -101,7 +101,7 @@ def work(options: argparse.Namespace, more: Sequence[str]) -> int:
         subprocess.run(taken, check=True)
         if code not in (0, 75):
             return code
-    return 75
+    return 75 if left(options.item, more) else 0
 
 
 def main() -> int:

@@ -11,7 +11,6 @@ import pytest
 from saddlebook import runner, studies
 from saddlebook.book import notebooks, reproduce
 from saddlebook.errors import Stopped, UsageError
-from saddlebook.findings import readme
 from saddlebook.store import Store, find_records
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +26,6 @@ def asked(path):
                 found |= {a.value for a in node.args if isinstance(a, ast.Constant)}
             if ast.unparse(node.func) == "gather.with_spectra":
                 found.add("dynamics")
-            if "OF_HYPOTHESES" in ast.unparse(node):
-                found |= set(readme.OF_HYPOTHESES)
     return found & set(studies.STUDIES)
 
 

@@ -210,3 +210,14 @@ def test_a_shown_figure_has_its_caption_and_is_told_in_words(cells):
 def test_descriptions_hold_no_missing_number(cells):
     assert "nan" not in svg.describe(figures.plot_methods(cells).figure)
     assert all(math.isfinite(v) for v in drawn(figures.plot_methods(cells)).ravel())
+
+
+def test_the_data_below_a_figure_names_series_and_places_and_no_helper_lines():
+    first = pd.DataFrame({"x": [1, 2, 2], "y": [3.0, 4.0, 6.0], "kind": "a"})
+    ax = figures.sweeps.plot_curve(first, "x", "y", "kind")
+    ax.axvline(1.5)
+    rows = svg.csv(ax.figure).splitlines()[1:]
+    assert rows == ["1,a,1,3", "1,a,2,4", "1,a,2,6", "1,a,1,3", "1,a,2,5"]
+    ax.set_xticks([0, 2], ["10", "100"])
+    ax.set_xticks([1], ["50"], minor=True)
+    assert svg.csv(ax.figure).splitlines()[1:3] == ["1,a,50,3", "1,a,100,4"]

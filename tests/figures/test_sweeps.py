@@ -1,10 +1,11 @@
 """Tables, curves and the explorer over the radius; the rivals' tables."""
 
 import json
+import math
 import shutil
 import subprocess
-from dataclasses import replace
 
+import pandas as pd
 import pytest
 from playwright._impl._driver import compute_driver_executable
 from worlds import as_the_poster, made, world
@@ -115,15 +116,17 @@ def test_an_empty_study_draws_as_not_run_yet():
     assert sweeps.setting_or_none([]) == "not run yet"
 
 
-def test_spectra_are_those_of_the_rarest_class_after_the_last_epoch():
-    exp = at_scale(studies.curvature(seeds=(0,))[0], "lite")
-    spectrum = {"lambda_min": -1.0, "lambda_max": 9.0, "trace": 20.0, "mode": "clean"}
-    other = spectrum | {"class": 0, "epoch": 150}
-    wanted = spectrum | {"class": 9, "epoch": 150, "lambda_min": -2.0}
-    record = replace(made(exp, 70, 60), spectra=(other, wanted))
-    (row,) = sweeps.tail_spectra([record]).to_dict("records")
-    assert (row["lambda_min"], row["lambda_max"], row["trace"]) == (-2.0, 9.0, 20.0)
-    assert sweeps.tail_spectra([made(replace(exp, spectra_at=()), 70, 60)]).empty
+def test_a_scatter_draws_the_line_of_the_runs_it_is_asked_for():
+    x, other = [0.1, 0.2, 0.4], [0.8]
+    rows = [{"loss": v, "tail": 50 + 10 * math.log(v), "knob": "a"} for v in x]
+    rows += [{"loss": v, "tail": 0.0, "knob": "b"} for v in other]
+    table = pd.DataFrame(rows)
+    ax = sweeps.plot_scatter(table, "loss", "tail", "knob", log=True, line="a")
+    fitted, beyond = ax.lines[-2:]
+    assert fitted.get_ydata()[-1] == pytest.approx(50 + 10 * math.log(0.4))
+    assert (list(beyond.get_xdata()), beyond.get_linestyle()) == ([0.1, 0.8], "--")
+    assert beyond.get_ydata()[-1] == pytest.approx(50 + 10 * math.log(0.8))
+    assert len(sweeps.plot_scatter(table, "loss", "tail", "knob").lines) == 2
 
 
 def test_rivals_are_undecided_whatever_they_give():

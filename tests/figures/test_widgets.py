@@ -371,3 +371,17 @@ def test_a_state_that_is_not_json_is_refused() -> None:
     for value in (float("nan"), object()):
         with pytest.raises(UsageError, match="JSON"):
             widgets.Widget(("plot.js",), {"x": value}, "")
+
+
+def test_a_widget_made_with_whole_numbers_takes_others_too() -> None:
+    explorer = widgets.saddle_explorer(rho=1)
+    explorer.live.rho = 0.25
+    assert explorer.live.rho == 0.25
+
+
+def test_the_browser_offers_the_modes_of_the_class_and_names_them(js) -> None:
+    state = widgets.record_browser([made_up(0.5, 0)]).state
+    assert state["ways"] == {"clean": "images fixed"}
+    state["records"][0]["spectra"][0] |= {"mode": "redrawn", "class": 3}
+    call = "m.modes(data.records, 9)"
+    assert js(RECORDS, call, state) == ["clean"]

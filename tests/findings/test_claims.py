@@ -115,6 +115,13 @@ def test_an_undecided_claim_says_how_much_the_runs_would_have_shown():
     assert less["word"] == "contradicted"
 
 
+def test_what_the_runs_would_have_shown_counts_from_the_bound():
+    row = judged([], sided(PAIRED, GAINED, low=0.5)).loc["made"]
+    assert claims.why(row).endswith(f"{row['detectable']:.1f} from 0.5")
+    both = judged([], sided(PAIRED, GAINED, low=-1.5, high=1.5)).loc["made"]
+    assert claims.why(both) == both["reason"] != ""
+
+
 @pytest.mark.parametrize("name", ["i", "v"])
 def test_claims_not_run_count_in_the_correction(name):
     records = world(as_the_poster, lambda e: 50 + 10 * e.rho)
@@ -147,9 +154,16 @@ def test_alternatives_and_contrasts_cost_factors():
 def test_the_complete_scale_is_judged_not_the_first():
     few = world(scale="full")[:3]
     assert set(judged(few + world(scale="lite"))["scale"]) == {"lite"}
-    here = judged(few + world(scale="lite"), scale="full", elsewhere=False)
+    here = judged(few, scale="full")
     assert set(here["scale"]) == {"full"}
     assert set(here["reason"].str[:12]) == {"too few runs"}
+
+
+def test_smoke_runs_judge_no_claim_of_another_scale():
+    lite = [r for r in world(scale="lite") if r.experiment.seed != 4]
+    found = judged(lite + world(scale="quick"), scale="lite")
+    assert set(found["scale"]) == {"lite"}
+    assert set(judged(world(scale="full")[:1], scale="lite")["scale"]) == {"lite"}
 
 
 def test_missing_runs_leave_a_claim_undecided_without_p_value():

@@ -3,16 +3,19 @@
 import html
 import itertools
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from records import grouped, record
 
 from saddlebook import studies
 from saddlebook.book import Page, gather, sheets
 from saddlebook.disk.files import load_json
 from saddlebook.errors import UsageError
 from saddlebook.figures import plot_cards, style
-from saddlebook.findings import claims, readme, report, verdicts
+from saddlebook.findings import claims, hypotheses, readme, report, verdicts
 from saddlebook.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +36,11 @@ def test_the_table_of_findings_is_what_the_records_give(found):
     text = (ROOT / "results/findings.md").read_text()
     assert readme.every_finding(found) == text, RUN
     assert "(results/findings.md)" in (ROOT / "README.md").read_text()
+
+
+def main_table():
+    found = Store(ROOT / "results/full").records()
+    return [r for r in found if hypotheses.of_main_table(r.experiment)]
 
 
 def words(picture: str) -> list[str]:
@@ -73,7 +81,7 @@ def test_the_first_page_opens_with_the_three_answers(cards):
 
 
 def test_a_card_says_the_gain_that_the_records_give(cards):
-    runs = report.once(Store(ROOT / "results/full").records())
+    runs = report.once(main_table())
     tail = {(r.experiment.method, r.experiment.seed): r.accuracy.tail for r in runs}
     sides = [
         [value for (name, _), value in tail.items() if name == method]
@@ -83,6 +91,65 @@ def test_a_card_says_the_gain_that_the_records_give(cards):
     assert cards[0].rows[1].full.mean == pytest.approx(gain)
     assert cards[0].rows[1].full.runs == min(map(len, sides))
     assert cards[0].rows[1].paper == 11.7
+
+
+def full_of(tmp_path, *experiments):
+    """The committed records, and a made-up one of each experiment that lacks one."""
+    results = tmp_path / "results"
+    shutil.copytree(ROOT / "results", results)
+    store = Store(results / "full")
+    for exp in store.missing([e for e in experiments if e.scale == "full"]):
+        store.add(record(exp, [50.0] * exp.num_classes, [50.0] * exp.num_classes))
+    return results
+
+
+def test_the_runs_of_all_studies_leave_the_main_table_its_own(tmp_path, found):
+    """What ``make full`` fills ``results/full`` with: radii, data sets, precisions."""
+    others = [e for name in studies.STUDIES for e in studies.named(name, "full")]
+    others = [e for e in others if not hypotheses.of_main_table(e)]
+    results = full_of(tmp_path, *others)
+    assert len(Store(results / "full").records()) > 200
+    assert [f for f in readme.findings(results=results) if "Full scale" in f.claim] == [
+        f for f in found if "Full scale" in f.claim
+    ]
+    page = Page("intro", results=str(results))
+    runs = report.once(gather.every(page, "full"))
+    cells = report.cells(report.by_method(runs), report.paper("table1", "cifar10"))
+    assert set(cells["method"]) <= set(hypotheses.settings())
+
+
+def test_a_page_shows_runs_of_one_scale_even_where_one_study_is_complete(tmp_path):
+    page = Page("ch07_table", results=str(full_of(tmp_path, *studies.table1())))
+    runs = page.records("table1", "control")
+    assert {r.experiment.scale for r in runs} == {"lite"}
+
+
+def test_the_mean_of_a_card_lies_in_its_interval():
+    known = hypotheses.settings()
+    tails = {"CE+DRW": (50, 52, 51, 60, 61), "CE+DRW+SAM": (62, 64, 63.2)}
+    runs = claims.Runs(
+        grouped(replace(known[method], seed=seed), 90, 70, float(tail))
+        for method, some in tails.items()
+        for seed, tail in enumerate(some)
+    )
+    found = readme._gain("", *tails, runs).full
+    assert found.low < found.mean < found.high
+    assert (found.mean, found.runs) == (pytest.approx((12 + 12 + 12.2) / 3), 3)
+
+
+def test_a_page_judges_the_runs_of_the_precision_it_was_given(tmp_path):
+    family = hypotheses.main_table()
+    store = Store(tmp_path / "lite")
+    for exp in family.experiments("lite"):
+        tail = 60.0 + 10 * ("SAM" in exp.method) + exp.seed
+        store.add(grouped(replace(exp, precision="fp64"), 90, 70, tail))
+    told = {}
+    for precision in ("", "fp64"):
+        page = Page("ch07_table", results=str(tmp_path), precision=precision)
+        told[precision] = gather.verdicts(page, family).set_index("claim")
+    name = "CE+DRW+SAM − CE+DRW, tail"
+    assert told[""].loc[name, "missing"] == 10
+    assert told["fp64"].loc[name, "word"] == "supported"
 
 
 def test_cards_without_records_are_undecided(tmp_path):
@@ -114,7 +181,7 @@ def test_the_numbers_are_those_of_the_records(found):
 
 
 def test_runs_at_full_scale_stand_beside_the_papers_numbers(found):
-    runs = report.once(Store(ROOT / "results/full").records())
+    runs = report.once(main_table())
     sgd = [r.accuracy.tail for r in runs if r.experiment.method == "CE+DRW"]
     (row,) = (r for r in found if r.claim.startswith("Full scale, CE+DRW: overall"))
     assert row.paper == "75.5 and 61.4"

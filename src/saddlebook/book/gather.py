@@ -98,13 +98,14 @@ def with_spectra(page: Page) -> list[Record]:
 def every(
     page: Page, scale: str, choose: Callable[[list[Record]], list[Record]] = list
 ) -> list[Record]:
-    """Records of one scale and reported seeds, or some of them; none at ``quick``.
+    """The main table's and its control's records of one scale, or some of them.
 
-    Of the page's own images, or of all data sets that are not someone's own.
+    Of the page's own images, or of CIFAR-10; none at ``quick``.
     """
     if page.scale == "quick":
         return []
     there = [r for r in Store(page.results / scale).records() if page.is_of(r)]
+    there = [r for r in there if hypotheses.of_main_table(r.experiment)]
     reported = [r for r in there if r.experiment.seed in studies.SEEDS]
     found = choose(reported)
     page.cite(found)
@@ -118,15 +119,22 @@ def verdicts(page: Page, *families: Family) -> pd.DataFrame:
     """
     parts = []
     for family in families:
-        runs = readme.present(family, page.scale, page.results, page.on)
+        runs = readme.present(family, page.scale, page.results, page.on, page.precision)
         page.cite(runs)
-        parts.append(claims.judge(family, runs, page.scale))
+        parts.append(claims.judge(family, map(_as_usual, runs), page.scale))
     return pd.concat(parts, ignore_index=True)
 
 
+def _as_usual(record: Record) -> Record:
+    """The record as if of its scale's own precision, which claims name."""
+    usual = at_scale(Experiment(), record.experiment.scale).precision
+    return replace(record, experiment=replace(record.experiment, precision=usual))
+
+
 def _smoke(page: Page, experiments: Sequence[Experiment]) -> list[Record]:
-    """Records of seed 0, trained now; none of a study that measures spectra."""
-    chosen = [exp for exp in experiments if exp.seed == 0 and not exp.spectra_at]
+    """Records of seed 0, or of the page's, trained now; none with spectra."""
+    seeds = page.seeds or [0]
+    chosen = [e for e in experiments if e.seed in seeds and not e.spectra_at]
     return page.records(chosen) if chosen else []
 
 
@@ -264,7 +272,7 @@ class Board(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Take what a bar draws; carriage returns and empty lines say nothing."""
-        if line := text.strip("\r\n \x1b[A"):
+        if line := text.replace("\x1b[A", "").strip():
             self._place.update(self._shown(line), raw=True)
             now = time.monotonic()
             wait = max(30, (now - self._began) / 50)

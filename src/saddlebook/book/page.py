@@ -204,6 +204,9 @@ class Page:
             }
 
         found = look()
+        if len({some.scale for some in found.values()}) > 1:  # runs of one scale only
+            where = "lite"
+            found = look()
         todo = [e for some in found.values() for e in some.missing]
         todo = [e for e in dict.fromkeys(todo) if e.scale == self.scale]
         if self.train and todo:

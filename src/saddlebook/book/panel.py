@@ -243,7 +243,7 @@ class Panel:
         try:
             self.choose(**asked.get("setting", {}))
             acts.get(asked.get("do", ""), lambda: None)()
-        except UsageError as error:
+        except SaddlebookError as error:
             self._say(str(error), bad=True)
 
     def _start(self, head: bool) -> None:

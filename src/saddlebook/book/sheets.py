@@ -128,7 +128,7 @@ def card(one: Card) -> str:
     head, *rows = one.numbers()
     numbers = pd.DataFrame(rows, columns=list(head)).set_index("")
     picture = style.slim(style.inline(style.figure_of(plot_cards([one]))))
-    said = html.escape(one.verdict)
+    said = html.escape(typeset(one.verdict))
     said = f'<span class="sb-badge sb-{one.word}">{said}</span>'
     words = (
         f"<h3>{html.escape(one.question)}</h3><p>{said}</p>"

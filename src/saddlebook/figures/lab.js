@@ -228,7 +228,7 @@ function render({ model, el }) {
       input.addEventListener("change", () => { shown[input.checked ? "add" : "delete"](name); draw(); });
       return html("label", { class: `sb-g${g}` }, input, name);
     }), html("span", {}, "thin: stored SGD · dashed: A"));
-  const [upper, lower, below] = [html("div", { class: "sb-views sb-whole" }), html("div", { class: "sb-views sb-pair" }), html("div", { class: "sb-table" })];
+  const [upper, lower, below] = [html("div", { class: "sb-views sb-whole" }), html("div", { class: "sb-views sb-pair" }), html("div", { class: "sb-compared" })];
   el.append(html("div", { class: "sb-lab-grid" }, left, html("div", { class: "sb-right" }, key, upper, lower, below)));
 
   // A preset asks for a guess first: until Run its stored runs stay hidden

@@ -16,7 +16,9 @@ export const chosen = (state) => {
   const some = runs(state.records, state);
   return some.find((r) => r.seed === state.seed) || some[0];
 };
-const modes = (records) => [...new Set(records.flatMap((r) => r.spectra.map((s) => s.mode)))];
+export const modes = (records, label) => [...new Set(records.flatMap((r) =>
+  r.spectra.filter((s) => label === undefined || s.class === label).map((s) => s.mode)))];
+const way = (state, mode) => (state.ways || {})[mode] || mode;
 export const spectrum = (record, { class_: label, epoch, mode }) =>
   record.spectra.find((s) => s.class === label && s.epoch === epoch && s.mode === mode);
 
@@ -56,7 +58,7 @@ export function story(state) {
   const ratio = say(Math.abs(found.lambda_min / found.lambda_max));
   return [
     ...told,
-    `Its loss Hessian at epoch ${state.epoch} (${WAYS[found.mode] || found.mode}): λmin = ${low}, λmax = ${high}, ` +
+    `Its loss Hessian at epoch ${state.epoch} (${way(state, found.mode)}): λmin = ${low}, λmax = ${high}, ` +
       `|λmin/λmax| = ${ratio}.`,
   ];
 }
@@ -118,13 +120,16 @@ function build(records) {
 
 // --- controls
 
-const WAYS = { clean: "images fixed", as_published: "as published" };
 const NAMES = ["method", "rho", "seed", "class_", "epoch", "mode"];
 
 function controls(model, now) {
   const { records } = now();
   const methods = [...new Set(records.map((r) => r.method))];
-  const ways = modes(records);
+  // Of the class in view, or all of a record without its spectra
+  const ways = () => {
+    const own = modes(runs(records, now()), now().class_);
+    return own.length ? own : modes(records);
+  };
   const several = methods.some((method) => radii(records, method).length > 1);
   const seeds = () => runs(records, now()).map((r) => [r.seed, `${r.seed}`]);
   const images = records[0].counts.map((n, i) => [i, `${i} (${n} images)`]);
@@ -132,27 +137,30 @@ function controls(model, now) {
   const rho = slider(model, { name: "rho", label: "Radius ρ", watch: ["method"],
     stops: () => radii(records, model.get("method")) });
   rho.hidden = !several;
+  const seed = choice(model, { name: "seed", label: "Seed", options: seeds, watch: ["method", "rho"] });
+  seed.hidden = unique(records.map((r) => r.seed)).length < 2;
   return group("Which record to show",
     choice(model, { name: "method", label: "Method", options: () => methods.map((m) => [m, m]) }),
     rho,
-    choice(model, { name: "seed", label: "Seed", options: seeds, watch: ["method", "rho"] }),
+    seed,
     choice(model, { name: "class_", label: "Class", options: () => images }),
     slider(model, { name: "epoch", label: "Epoch", stops, watch: NAMES.filter((n) => n !== "epoch") }),
     player(model, { name: "epoch", label: "Epoch", stops, pause: 900 }),
-    ...(ways.length < 2 ? [] : [choice(model, { name: "mode", label: "Measured",
-      options: () => ways.map((m) => [m, WAYS[m] || m.replaceAll("_", " ")]) })]));
+    ...(modes(records).length < 2 ? [] : [choice(model, { name: "mode", label: "Measured",
+      options: () => ways().map((m) => [m, way(now(), m)]), watch: ["method", "class_"] })]));
 }
 
 function render({ model, el }) {
   el.classList.add("sb-widget");
   const records = model.get("records");
   const values = () => Object.fromEntries(NAMES.map((name) => [name, model.get(name)]));
-  const now = () => ({ records, ...values() });
+  const now = () => ({ records, ways: model.get("ways"), ...values() });
   const views = build(records);
   const words = html("div", { class: "sb-story", role: "status" });
   const key = GROUPS.map(([, name], g) => html("span", { class: `sb-group-${g}` }, name));
-  el.append(controls(model, now), words,
-    html("p", { class: "sb-key sb-dots" }, ...key, html("span", {}, "small: the other seeds")),
+  if (unique(records.map((r) => r.seed)).length > 1)
+    key.push(html("span", {}, "small: the other seeds"));
+  el.append(controls(model, now), words, html("p", { class: "sb-key sb-dots" }, ...key),
     html("div", { class: "sb-views" }, ...views.map(([, view]) => view.node)));
   return live(model, NAMES, () => {
     const state = now();

@@ -52,7 +52,7 @@ def plot_dynamics(
 
     Args:
         table: From ``tables.spectra_table``.
-        printed: From ``curvature.published_dynamics``.
+        printed: From ``tables.published_dynamics``.
         method: Whose runs.
         labels: Classes; the paper's.
     """
@@ -67,10 +67,7 @@ def plot_dynamics(
             part = pick(table, method=method, label=label, mode=mode)
             _runs(ax, part, colour, marker, name)
             told.append(f"{name} {_path(part)}")
-        log_axis(ax, "y")
-        ax.set_title(f"class {label}")
-        ax.set_xticks(range(0, len(STAGES), 2), [str(epochs[s]) for s in STAGES[::2]])
-        ax.axvline(_places([160])[0] + 0.5, color=INK, linewidth=1, linestyle=":")
+        _name_epochs(ax, label, epochs)
         ax.set_label(f"ratio through training: {'; '.join(told)}.")
     axes[0].set_ylabel("|λmin/λmax|")
     axes[len(labels) // 2].set_xlabel("epoch")
@@ -85,9 +82,21 @@ def _runs(
     if part.empty:
         return
     ax.plot(_places(part["stage"]), part[y], linestyle="", marker=marker,
-            markersize=3, color=colour, alpha=0.7, markeredgewidth=0)  # fmt: skip
+            markersize=3, color=colour, alpha=0.7, markeredgewidth=0,
+            label=f"_{name}")  # fmt: skip
     mean = part.groupby("stage")[y].mean()
     ax.plot(_places(mean.index), mean, color=colour, marker=marker, label=name)
+
+
+def _name_epochs(ax: Axes, label: int, epochs: Mapping[int, int]) -> None:
+    """A class's panel: every second epoch named (``csv`` knows all), the switch."""
+    log_axis(ax, "y")
+    ax.set_title(f"class {label}")
+    for first in (0, 1):
+        ticks, named = range(first, len(STAGES), 2), STAGES[first::2]
+        ax.set_xticks(ticks, [str(epochs[s]) for s in named], minor=bool(first))
+    ax.tick_params(axis="x", which="minor", length=0, labelbottom=False)
+    ax.axvline(_places([160])[0] + 0.5, color=INK, linewidth=1, linestyle=":")
 
 
 def _places(stages: Iterable[int]) -> list[int]:
@@ -133,10 +142,7 @@ def plot_spectra_through_training(
             part = part.assign(**{y: part[y].abs()}).dropna(subset=[y])
             _runs(ax, part, COLOURS[i], "os"[i], method, y)
             told.append(f"{method} {len(part)} points")
-        log_axis(ax, "y")
-        ax.set_title(f"class {label}")
-        ax.set_xticks(range(0, len(STAGES), 2), [str(epochs[s]) for s in STAGES[::2]])
-        ax.axvline(_places([160])[0] + 0.5, color=INK, linewidth=1, linestyle=":")
+        _name_epochs(ax, label, epochs)
         ax.set_label(f"{name} through training: {'; '.join(told)}.")
     axes[0].set_ylabel(name)
     axes[len(labels) // 2].set_xlabel("epoch")
@@ -214,8 +220,7 @@ def plot_causes(
         ax.set_xlim(-0.5, 1.5)
         ax.set_ylim(1.5, -0.5)
         ax.set_xticks([0, 1], ["β after", "β before"])
-        named = ["fixed\nimages", "redrawn"] if ax is axes[0] else ["", ""]
-        ax.set_yticks([0, 1], named)
+        ax.set_yticks([0, 1], ["fixed", "redrawn"])
         ax.grid(visible=False)
         ax.set_label(f"|λmin/λmax|: {'; '.join(told)}.")
     return axes[0]

@@ -120,13 +120,13 @@ def lanczos_stepper(steps: int = 24, seeds: Sequence[int] = (0, 1, 2)) -> Widget
         return _layer(view, mark, kind, by, part(name), **more)
 
     operators, told = ["fixed", "redrawn"], [f"seed {seed}" for seed in seeds]
-    words = ["the same in every product", "drawn anew in every product"]
+    words = ["always the same", "drawn anew"]
     return _staged(
         "Lanczos step by step, on an operator that is kept or drawn anew.",
         {"sam": "Ritz values; off-diagonal β of T", "sgd": "true smallest and largest",
          "drift": "diagonal α of T"},
         controls=[
-            _control("operator", "Operator", operators, "redrawn", words=words),
+            _control("operator", "Operator", operators, "fixed", words=words),
             _control("start", "Start", seeds, seeds[0], words=told),
             _control("step", "Step", range(1, steps + 1), 3 * steps // 4, pause=350),
         ],
@@ -152,8 +152,8 @@ _TOLD_STEPS = [
     "After {0} products the Ritz values reach from {1} to {2}, so |λmin/λmax| = {3}. "
     + rest
     for rest in (
-        "The operator stayed the same: its eigenvalues lie between {4} and {5}. The "
-        "ends are found, and none is negative.",
+        "The operator stayed the same: its eigenvalues lie between {4} and {5}. Ritz "
+        "values come near them from within, so none is negative.",
         "Each product saw another operator, with eigenvalues of at least {4}; the "
         "largest was between {5} and {6}. Nothing curves down: the recurrence makes "
         "the mirror.",

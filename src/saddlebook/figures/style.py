@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
@@ -208,19 +209,38 @@ def _break_names(ax: Axes) -> None:
 
 
 def csv(figure: Figure) -> str:
-    """What is drawn, as text: panel, series, x and y of every mark."""
+    """What is drawn, as text: panel, series, x and y of every mark.
+
+    Places that have names, such as epochs, go by them.
+    """
     rows = [
-        f"{i},{label.replace(',', ';')},{x:.5g},{y:.5g}"
+        f"{i},{label.replace(',', ';')},{_place(ax.xaxis, x)},{_place(ax.yaxis, y)}"
         for i, ax in enumerate(figure.axes, 1)
         for label, x, y in _marks(ax)
     ]
     return "\n".join(["panel,series,x,y", *rows])
 
 
+def _place(axis: Axis, value: float) -> str:
+    """The name of the nearest whole place if the axis names those, else the number."""
+    if not isinstance(axis.get_major_locator(), FixedLocator):
+        return f"{value:.5g}"
+    names: dict[float, str] = {}
+    for minor in (False, True):
+        places = list(axis.get_ticklocs(minor=minor))
+        made = axis.get_minor_formatter() if minor else axis.get_major_formatter()
+        names |= dict(zip(places, made.format_ticks(places), strict=True))
+    whole = sorted(names) == list(range(len(names)))
+    told = names.get(round(value), "") if whole else ""
+    return " ".join(told.replace(",", ";").split()) or f"{value:.5g}"
+
+
 def _marks(ax: Axes) -> Iterator[tuple[str, float, float]]:
-    """Series, x and y; what carries no name follows the one that does."""
+    """Series, x and y of what is data. A name behind ``_`` is not in the legend."""
     parts: list[tuple[str, Any]] = [
-        (str(line.get_label()), line.get_xydata()) for line in ax.lines
+        (str(line.get_label()), line.get_xydata())
+        for line in ax.lines
+        if line.get_transform() == ax.transData  # else a line across the panel
     ]
     for part in ax.collections:
         if isinstance(part, PathCollection):
@@ -228,7 +248,8 @@ def _marks(ax: Axes) -> Iterator[tuple[str, float, float]]:
     bars = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
     ends = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in bars]
     for name, points in [*parts, ("bars", ends)]:
-        name = "" if name.startswith("_") else name
+        named = not name.startswith(("_child", "_nolegend_"))
+        name = name.removeprefix("_") if named else ""
         for x, y in points:
             yield name, float(x), float(y)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -38,7 +39,6 @@ _SETTINGS = (
     "seed",
 )  # fmt: skip
 _COLUMNS = [*_SETTINGS, *GROUPS, "tail_train_loss"]
-_SPECTRUM = ["lambda_min", "lambda_max", "trace"]
 _MARKERS = "osD^vPX*"  # more than colours: the sixth curve is not the first again
 _GROUP_STYLES = {"overall": (INK, "o"), "head": (BLUE, "s"), "mid": (TEAL, "D")}
 _GROUP_STYLES |= {"tail": (ORANGE, "^")}
@@ -61,19 +61,10 @@ def by_group(table: pd.DataFrame, groups: Sequence[str] = GROUPS) -> pd.DataFram
     return table.melt(kept, list(groups), "group", "accuracy")
 
 
-def tail_spectra(records: Iterable[Record], mode: str = "clean") -> pd.DataFrame:
-    """The table of ``runs`` with the rarest class's extreme eigenvalues and trace.
-
-    After the last epoch, the data held fixed; runs without that spectrum are left out.
-    """
-    rows = []
-    for record in records:
-        last = record.experiment.epochs
-        rarest = record.groups["tail"][-1]
-        for item in record.spectra:
-            if (item["class"], item["epoch"], item["mode"]) == (rarest, last, mode):
-                rows.append(_row(record) | {name: item[name] for name in _SPECTRUM})
-    return pd.DataFrame(rows, columns=[*_COLUMNS, *_SPECTRUM])
+def from_to(table: pd.DataFrame, column: str, x: str = "rho") -> str:
+    """A column's means at the least and the greatest ``x``, in words."""
+    means = table.groupby(x)[column].mean()
+    return f"{means.iloc[0]:.3g} to {means.iloc[-1]:.3g}" if len(means) else "–"
 
 
 @styled
@@ -107,7 +98,8 @@ def plot_curve(
         return _named(ax, names[0] or x, names[1] or y, ["not run yet"])
     for i, (name, part) in enumerate(table.groupby(by, sort=False)):
         style = look(str(name), i)
-        ax.plot(part[x], part[y], linestyle="", markersize=3.5, alpha=0.5, **style)
+        faint = style | {"linestyle": "", "alpha": 0.5, "label": f"_{name}"}
+        ax.plot(part[x], part[y], markersize=3.5, **faint)
         means = part.groupby(x)[y].mean()
         ax.plot(means.index, means, label=str(name), **style)
         told.append(
@@ -133,18 +125,24 @@ def plot_scatter(
     *,
     names: tuple[str, str] = ("", ""),
     log: bool = False,
-    ax: Axes | None = None,
+    line: str = "",
 ) -> Axes:
     """``y`` against ``x``, every run a point, a colour and marker for each ``by``.
 
-    Args: as in ``curve``.
+    Args: as in ``plot_curve``, and
+        line: Name of runs that a line in log ``x`` is fitted to; dashed beyond them.
     """
-    ax = ax or panels(height=3.6)[0]
+    ax = panels(height=3.6)[0]
     told = []
     for i, (name, part) in enumerate(table.groupby(by, sort=False)):
         style = look(str(name), i)
         ax.plot(part[x], part[y], linestyle="", markersize=4, label=str(name), **style)
         told.append(f"{name} {part[y].mean():.3g} at {part[x].mean():.2g}")
+    if (fitted := table[table[by] == line])[x].nunique() > 1:
+        fit = np.polyfit(np.log(fitted[x]), fitted[y], 1)
+        for ends, dash in ((fitted[x], "-"), (table[x], "--")):
+            far = [ends.min(), ends.max()]
+            ax.plot(far, np.polyval(fit, np.log(far)), dash, color=GREY, zorder=0)
     if log and told:
         log_axis(ax, "x")
     return _named(ax, names[0] or x, names[1] or y, told or ["not run yet"])
@@ -343,8 +341,9 @@ def plot_strips(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         places = part["method"].map(methods.index) + 0.2 * i - 0.1
         style = look(str(group), i)
         ax.plot(
-            part["accuracy"], places, linestyle="", markersize=3.5, alpha=0.5, **style
-        )
+            part["accuracy"], places, linestyle="", markersize=3.5, alpha=0.5,
+            label=f"_{group}", **style,
+        )  # fmt: skip
         means = part.groupby("method")["accuracy"].mean().reindex(methods)
         rows = [k + 0.2 * i - 0.1 for k in range(len(methods))]
         ax.plot(means, rows, linestyle="", markersize=7, label=str(group), **style)
@@ -371,7 +370,8 @@ def plot_edges(table: pd.DataFrame, radii: Sequence[float] = (0.0, 0.5, 1.3)) ->
     axes = panels(len(radii) + 1, height=2.9)
     for ax, radius in zip(axes, radii, strict=False):
         part = table[table["published"] == radius]
-        ax.set_title(f"ρ = {part['rho'].max():g}" if len(part) else f"ρ = {radius:g}")
+        here = part["rho"].max()
+        ax.set_title(f"ρ = {radius:g}" + f" ({here:g} here)" * bool(here > 0))
         _draw_edge(ax, part)
     _draw_settled(axes[-1], table[table["settled"]])
     log_axis(axes[0], "y")

@@ -16,6 +16,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from saddlebook.errors import UsageError, one_of
+from saddlebook.findings import tables
 
 if TYPE_CHECKING:
     from saddlebook.record import Record
@@ -186,7 +187,7 @@ def _trait(value: Any, limit: Sequence[Any] | None) -> Any:
         return traitlets.Any(value)
     if isinstance(limit, list):
         return traitlets.Enum(limit, value)
-    kind = traitlets.Int if isinstance(value, int) else traitlets.Float
+    kind = traitlets.Int if isinstance(limit[0], int) else traitlets.Float
     return kind(value, min=limit[0], max=limit[1])
 
 
@@ -295,6 +296,7 @@ def record_browser(records: Sequence[Record]) -> Widget:
         "class_": len(first["counts"]) - 1,
         "epoch": first["epochs"],
         "mode": first["spectra"][0]["mode"] if first["spectra"] else "",
+        "ways": {s["mode"]: _way(s["mode"]) for row in rows for s in row["spectra"]},
     }
     text = f"Browser of {len(rows)} records: accuracy and spectra as measured."
     limits = {
@@ -308,6 +310,13 @@ def record_browser(records: Sequence[Record]) -> Widget:
         name: sorted({row[name] for row in rows}) for name in ("method", "rho", "seed")
     }
     return Widget(("plot.js", "records.js"), state, text, limits)
+
+
+def _way(mode: str) -> str:
+    """A mode of measurement as pages name it, and of which images."""
+    recurrence, _ = tables.split(mode)
+    images = mode.removeprefix(recurrence).replace("_", " ")
+    return tables.WAYS.get(recurrence, recurrence) + (images and f",{images}")
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -6,8 +6,9 @@ A claim has one identifier and belongs to one family. It is made of contrasts, e
 number of every seed, and the bounds that the number must keep:
 
 - A contrast keeps a bound if a t-test over the seeds rejects the other side. What
-  compares runs of two settings is tested paired by seed *and* unpaired (Welch), and the
-  larger p-value counts: pairing by seed may bring little here, and once misleads.
+  compares accuracies of two settings is tested paired by seed *and* unpaired (Welch),
+  and the larger p-value counts: pairing by seed may bring little here, and once
+  misleads. Curvature is tested paired by seed alone.
 - A claim is supported if all contrasts of one of its alternatives keep their bounds:
   the largest p of an alternative counts, the smallest of k alternatives k times. It is
   contradicted if, in every alternative, one of m contrasts breaks a bound: the smallest
@@ -49,7 +50,8 @@ from saddlebook.record import Record
 from saddlebook.scales import at_scale
 
 _PLACES = {
-    "full": "the paper's own setting", "lite": "laptop scale", "quick": "smoke scale",
+    "full": "the paper's own setting", "lite": "laptop scale",
+    "lab": "the scale of the live panel", "quick": "smoke scale",
 }  # fmt: skip
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _POWER = re.compile(r"(?<![\w.])([-+−]?\d+(?:\.\d+)?)e([-+]?\d+)(?![\w-])")
@@ -133,11 +135,12 @@ class Contrast:
     seeds: tuple[int, ...] = studies.SEEDS
 
     @property
-    def bound(self) -> str:
-        """The bounds in words."""
-        parts = [f"above {self.low:g}"] if self.low > -math.inf else []
-        parts += [f"below {self.high:g}"] if self.high < math.inf else []
-        return " and ".join(parts) or "not 0"
+    def bound(self) -> float:
+        """The one number that it is tested against; NaN where there are two or none."""
+        if self.unlike:
+            return 0.0
+        found = [*filter(math.isfinite, (self.low, self.high))]
+        return found[0] if len(found) == 1 else math.nan
 
     @property
     def sign(self) -> bool:
@@ -238,19 +241,14 @@ def by_seed(sides: Sides) -> list[float]:
 
 
 def judge(
-    family: Family,
-    records: Iterable[Record],
-    scale: str = "lite",
-    *,
-    elsewhere: bool = True,
+    family: Family, records: Iterable[Record], scale: str = "lite"
 ) -> pd.DataFrame:
     """A verdict on each claim of a family.
 
     Args:
         family: All of it: leaving a claim out changes the correction.
         records: Of any studies and scales, more than needed or fewer.
-        scale: Where nothing is complete at a better one, and named for what is missing.
-        elsewhere: Whether a claim may be judged at the most faithful complete scale.
+        scale: Where a claim is judged if its runs at ``full`` scale are not complete.
 
     Returns:
         One row per claim: ``claim statement family scale n missing word reason
@@ -258,10 +256,10 @@ def judge(
         difference low high values paper``; ``here`` has all contrasts in words, and
         ``note`` what tuning chose. p-values are Holm-adjusted, NaN where not tested.
         ``detectable`` is what this many runs would show with a power of 80 %, corrected
-        for the family.
+        for the family: how far from ``bound`` the number must be.
     """
     runs = Runs(records)
-    rows = [_row(claim, runs, scale, elsewhere) for claim in family.claims]
+    rows = [_row(claim, runs, scale) for claim in family.claims]
     count = len(rows) + family.more
     raw = [min(row["p"], row["p_against"]) for row in rows]
     for name in ("p", "p_against"):
@@ -287,14 +285,12 @@ def _adjust(rows: Any, name: str, count: int, alone: Sequence[bool]) -> None:
         row[name] = p
 
 
-def _row(claim: Claim, runs: Runs, scale: str, elsewhere: bool) -> dict[str, Any]:
-    present = {exp.scale for exp in runs} if elsewhere else {scale}
+def _row(claim: Claim, runs: Runs, scale: str) -> dict[str, Any]:
     lacks = {
         known: [exp for exp in claim.experiments(known) if exp not in runs]
-        for known in SCALES
-        if known in (present or {scale})
+        for known in ("full", scale)
     }
-    scale = min(lacks, key=lambda known: len(lacks[known]))
+    scale = scale if lacks["full"] else "full"
     parts = {name: same[0] for name, same in claim.contrasts.items()}
     sides = {n: same[0].sides(runs, scale) for n, same in claim.contrasts.items()}
     values = {name: by_seed(side) for name, side in sides.items()}
@@ -305,6 +301,7 @@ def _row(claim: Claim, runs: Runs, scale: str, elsewhere: bool) -> dict[str, Any
         "scale": scale,
     }
     row |= {"n": len(first), "missing": len(lacks[scale]), "contrast": name}
+    row["bound"] = parts[name].bound
     row |= {"difference": math.fsum(first) / len(first) if first else math.nan}
     row |= verdicts.t_interval(first)._asdict()
     row |= {"values": tuple(first), "paper": claim.paper, "group": parts[name].group}
@@ -339,7 +336,7 @@ def _tested(
     first = next(iter(claim.contrasts.values()))[0]
 
     def detectable(alpha: float) -> float:
-        if len(tests) > 1:
+        if len(tests) > 1 or math.isnan(first.bound):
             return math.nan
         alpha /= 2 if first.two_sided or first.unlike else 1
         return max(test.detectable(alpha) for test in tests[first.name])
@@ -415,6 +412,7 @@ def why(row: Any) -> str:
     if math.isnan(row["detectable"]) or row["word"] != UNDECIDED:
         return str(row["reason"])
     size = f"{row['detectable']:.{1 if row['detectable'] >= 1 else 3}f}"
+    size += f" from {row['bound']:g}" if row["bound"] else ""
     return f"{row['reason']}; {row['n']} seeds would show a difference of {size}"
 
 

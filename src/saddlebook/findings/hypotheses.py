@@ -200,6 +200,17 @@ def settings(dataset: str = "cifar10") -> dict[str, Experiment]:
     return {exp.method: exp for exp in runs}
 
 
+def of_main_table(experiment: Experiment) -> bool:
+    """Whether it trains a network of the main table or its control, of any seed."""
+    run = replace(studies.in_study(experiment).training, seed=0)
+    return run in _trained(run.scale)
+
+
+@cache
+def _trained(scale: str) -> frozenset[Experiment]:
+    return frozenset(at_scale(exp, scale).training for exp in settings().values())
+
+
 def _compared(
     base: str, other: str, group: str, dataset: str = "cifar10", **bounds: Any
 ) -> Claim:
@@ -231,15 +242,18 @@ def printed_gain(base: str, other: str, group: str, dataset: str = "cifar10") ->
 
 def within_seeds(
     others: Sequence[str], runs: Runs, base: str = "CE+DRW", scale: str = "full"
-) -> list[str]:
-    """Changes of the tail by several methods, mean over seeds that have all, signed."""
+) -> str:
+    """Changes of the tail by several methods over the seeds that have all, in words."""
     known = settings()
     pairs = [difference("", "tail", [known[one]], [known[base]]) for one in others]
     parts = [pair.sides(runs, scale) for pair in pairs]
     seeds = set.intersection(*(set(values) for part in parts for _, values in part))
+    if not seeds:
+        return "no seed has all of them"
     same = [[(f, {s: v[s] for s in seeds}) for f, v in part] for part in parts]
-    found = [by_seed(sides) for sides in same]
-    return [signed(fmean(one), 1) if one else "–" for one in found]
+    told = " and ".join(signed(fmean(by_seed(sides)), 1) for sides in same)
+    which = ", ".join(map(str, sorted(seeds)))
+    return f"on the seeds that have all of them ({which}) {told}"
 
 
 def main_table() -> Family:
@@ -353,13 +367,20 @@ def _tuned() -> Claim:
 
 
 def _gain_when_tuned(name: str, words: str, runs: list[Experiment]) -> Claim:
+    gain = _tuned_gain(runs, "overall", high=MARGINS["overall"])
+    return Claim(name, words, ((gain,),))
+
+
+def tuned_tail() -> AccuracyContrast:
+    """What (iii) does not ask: how the same two tuned settings differ on the tail."""
+    return _tuned_gain(studies.weight_decay(seeds=(0,)), "tail")
+
+
+def _tuned_gain(runs: list[Experiment], group: str, **bounds: Any) -> AccuracyContrast:
     sam, sgd = (
         tuple(exp for exp in runs if exp.optimizer == kind) for kind in ("sam", "sgd")
     )
-    gain = difference(
-        "tuned SAM − tuned SGD", "overall", sam, sgd, high=MARGINS["overall"]
-    )
-    return Claim(name, words, ((gain,),))
+    return difference("tuned SAM − tuned SGD", group, sam, sgd, **bounds)
 
 
 def _timing() -> Claim:

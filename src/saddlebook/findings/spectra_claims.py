@@ -129,7 +129,8 @@ def _saddles() -> list[Claim]:
         found += [
             _claim(
                 f"tail above head, {told}",
-                f"SGD ends with a larger abs(λmin/λmax) in tail than head, {told}",
+                "SGD ends with a larger abs(λmin/λmax) in the tail than in class 0, "
+                f"{told}",
                 tail, tail._replace(labels=HEAD),
             ),
             _claim(
@@ -159,7 +160,7 @@ def _causes() -> list[Claim]:
         ),
         _claim(
             "redrawing",
-            "Drawing new crops in every product raises the ratio of the tail",
+            "Drawing new crops in every product raises the ratio of classes 8 and 9",
             redrawn, part,
         ),
         _claim(
@@ -169,13 +170,13 @@ def _causes() -> list[Claim]:
         ),
         _claim(
             "cut head, as published",
-            "The head cut to the tail's size reads higher than the whole head, as "
+            "Class 0 cut to the tail's size reads higher than the whole of it, as "
             "published",
             cut("as_published"), whole._replace(modes=("as_published",)),
         ),
         _claim(
             "cut head, images fixed",
-            "The head cut to the tail's size reads higher than the whole head, images "
+            "Class 0 cut to the tail's size reads higher than the whole of it, images "
             "fixed",
             cut("clean"), whole,
         ),
@@ -212,12 +213,14 @@ def schedule_family() -> Family:
             *raised,
             _claim(
                 "early above end",
-                "The ratio of the tail is higher early than at the end",
+                "With SGD the ratio of the tail is higher early than at the end, "
+                "images fixed",
                 switch._replace(stage=FIRST), tail,
             ),
             _claim(
                 "λmax before the switch",
-                "Before re-weighting λmax of the tail is larger with SGD than with SAM",
+                "Before re-weighting λmax of the tail is larger with SGD than with "
+                "SAM, images fixed",
                 high, high._replace(method=_SAM),
             ),
         ),

@@ -47,8 +47,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def spectra_table(records: Iterable[Record]) -> pd.DataFrame:
+def spectra_table(records: Iterable[Record], of_all: bool = False) -> pd.DataFrame:
     """One row a class's spectrum; may be empty, with its columns.
+
+    Of the loss of all images instead if ``of_all``; ``label`` is then ``all``.
 
     ``stage`` is the epoch of the paper's figure that ``epoch`` stands for; ``data`` is
     ``training``, ``held out``, ``whole``, ``cut`` or ``of`` so many; ``recurrence`` the
@@ -61,11 +63,11 @@ def spectra_table(records: Iterable[Record]) -> pd.DataFrame:
     by which the loss falls, mean of both ends of that step, which takes the gradient
     out.
     """
-    return items_table([(record, record.spectra) for record in records])
+    return items_table([(record, record.spectra) for record in records], of_all)
 
 
 def items_table(
-    measured: Iterable[tuple[Record, Iterable[Mapping[str, Any]]]],
+    measured: Iterable[tuple[Record, Iterable[Mapping[str, Any]]]], of_all: bool = False
 ) -> pd.DataFrame:
     """The same of a network's spectra that need not all stand in its record."""
     rows = [
@@ -73,7 +75,9 @@ def items_table(
         for record, items in measured
         for stage in [stages(record.experiment)]
         for item in items
-        if "lambda_min_bound" in item and item["class"] is not None
+        if "lambda_min_bound" in item
+        and (item["class"] is None) == of_all
+        and (item["epoch"] in stage or item["epoch"] == record.experiment.epochs)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"reported": bool})
 
@@ -87,7 +91,8 @@ def _row(
     reported = bool(MODES[recurrence].beta) and not (low and high)
     number, counts = item["class"], record.per_class["class_counts"]
     row = {n: getattr(exp, n) for n in COLUMNS[:5]} | {"classes": exp.num_classes}
-    row |= {"label": number, "n": counts[number]}
+    row |= {"label": "all", "n": sum(counts)}
+    row |= {} if number is None else {"label": number, "n": counts[number]}
     row |= {"epoch": item["epoch"], "stage": stage.get(item["epoch"], LAST)}
     row |= {"mode": item["mode"], "recurrence": recurrence, "data": data}
     row |= {"reported": reported, "item": item}
@@ -203,7 +208,7 @@ _BOTH = {"as_published": "as published", "clean": "images fixed"}
 WAYS = _BOTH | {
     "redrawn": "new crops, β after", "fixed_before": "images fixed, β before",
     "frozen": "frozen views", "augmented": "mean over all views",
-    "mixed_statistics": "mixed batches",
+    "mixed_statistics": "mixed batches", "batch_statistics": "class alone",
 }  # fmt: skip
 _JUDGED = {"augmented": "all views", "mixed batches": "mixed batches"}
 
@@ -236,7 +241,7 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
         if apart:
             row["loss of"] = ", ".join(whose[part.index].unique())
         row |= {
-            f"{title}{fixed}": _dash(part[name].mean(), form)
+            f"{title}{fixed}": dash(part[name].mean(), form)
             for title, name, form in (
                 ("loss", "loss", ".2g"), ("‖g‖", "gradient_norm", ".2g"),
                 ("slope", "slope", ".2g"), ("fall", "fall", "+.2g"),
@@ -247,7 +252,8 @@ def sheet(table: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(names.get(by[0], by[0]))
 
 
-def _dash(x: float, form: str) -> str:
+def dash(x: float, form: str) -> str:
+    """A number as text; a dash where there is none."""
     return "–" if math.isnan(x) else f"{x:{form}}"
 
 
@@ -330,27 +336,17 @@ def _distances(table: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
     return both.assign(**{m: (both[m] - both["nonconvexity"]).abs() for m in modes})
 
 
-def released_at_equal_loss(
-    table: pd.DataFrame, low: float = 0.05, high: float = 0.45
-) -> str:
-    """What the released procedure reads where both optimizers' class losses overlap.
-
-    Args:
-        table: From ``spectra``.
-        low: Class loss, nats.
-        high: Class loss, nats.
-    """
+def released_at_equal_loss(table: pd.DataFrame) -> str:
+    """What the released procedure reads where both optimizers' class losses overlap."""
+    low, high = 0.05, 0.45  # nats
     part = pick(table, mode="as_published")
     part = part[part["loss"].between(low, high)]
     told = [
-        f"{(some['nonconvexity'] >= 0.9).sum()} of {len(some)} measurements of "
-        f"{method} read 0.9 or more, {(some['nonconvexity'] < 0.35).sum()} less than "
-        "0.35"
+        f"{(some['nonconvexity'] >= 0.9).sum()} of {len(some)} measurements of {method}"
         for method, some in part.groupby("method")
     ]
-    return (
-        f"at class losses of {low} to {high} nats, {'; '.join(told)}" if told else NONE
-    )
+    read = f"at class losses of {low} to {high} nats, {' and '.join(told)}"
+    return f"{read} read 0.9 or more" if told else NONE
 
 
 def bends(fixed: pd.DataFrame) -> dict[str, str]:
@@ -418,21 +414,22 @@ def _percent(counts: Iterable[int]) -> list[float]:
     return [100 * part / sum(parts) for part in parts]
 
 
-def told_losses(counts: Sequence[Sequence[int]]) -> str:
-    """``40 % are right, 45 % lost to head, …``: of the tail's test images.
+def losses_sheet(found: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Where the tail's test images go, percent, a row a network.
 
     Args:
-        counts: True class by answer. [C, C]
+        found: As in ``mistakes_sheet``.
     """
-    groups = class_groups(len(counts))
-    tail = groups["tail"]
-    lost = [sum(counts[y][k] for y in tail for k in of if k != y)
-            for of in groups.values()]  # fmt: skip
-    right, head, mid, other = _percent([sum(counts[y][y] for y in tail), *lost])
-    return (
-        f"{right:.0f} % of the tail's images are right, {head:.0f} % go to head "
-        f"classes, {mid:.0f} % to mid, {other:.0f} % to other tail classes"
-    )
+    rows = {}
+    for one in found:
+        counts, groups = one["counts"], class_groups(len(one["counts"]))
+        tail = groups["tail"]
+        lost = [sum(counts[y][k] for y in tail for k in of if k != y)
+                for of in groups.values()]  # fmt: skip
+        shares = _percent([sum(counts[y][y] for y in tail), *lost])
+        rows[f"{one['method']}, {one['scale']}"] = [f"{x:.0f}" for x in shares]
+    columns = ["right", "to head", "to mid", "to another of the tail"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def spread(table: pd.DataFrame, name: str) -> str:
