@@ -33,9 +33,10 @@ from saddlebook import data
 from saddlebook.data.sources import CLASS_NAMES
 from saddlebook.disk.files import dump_json, write_whole
 from saddlebook.experiment import Experiment
+from saddlebook.models import arithmetic
 from saddlebook.train.loop import CudaGraphs, SideBySide
 from saddlebook.train.optimizers import Hyper
-from saddlebook.train.run import Lane, arithmetic, build_replica, normalised, prepare
+from saddlebook.train.run import Lane, build_replica, normalised, prepare
 
 # Counted for one pass of ResNet-32 over 128 images, each tensor once in each direction,
 # batch norm and ReLU fused into the convolutions

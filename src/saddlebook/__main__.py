@@ -8,6 +8,7 @@ resumable · 130 interrupted
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     What each code means stands at the top of this file and in ``--help``.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # λ in a terminal without it
+        sys.stdout.reconfigure(errors="replace")
     try:
         if arguments and not arguments[0].startswith("-"):
             one_of("command", arguments[0], _COMMANDS)
@@ -156,7 +159,8 @@ def _add_large(command: Any) -> None:
     add("--scale", default="full", help="full, or quick: a small network, no evidence")
     add("--method", default="CE+DRW", help="such as LDAM+DRW+SAM")
     add("--seed", type=int, default=0)
-    add("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="of Experiment")
+    some = {"nargs": "+", "action": "extend", "default": []}
+    add("--set", metavar="FIELD=VALUE", help="of Experiment", **some)
     _add_data(command)
     add("--images", help="folder the paths of the split files start from; like --data")
     add("--device", default="cpu", help="cpu or cuda; of each process its own")
@@ -297,6 +301,8 @@ def _value(text: str) -> Any:
 
 
 def _large(options: argparse.Namespace) -> int:
+    if options.readers < 0:
+        raise UsageError(f"--readers {options.readers} must be at least 0")
     with told_once():
         experiment = _large_experiment(options)
         read = (
@@ -326,6 +332,8 @@ def _large(options: argparse.Namespace) -> int:
             )  # fmt: skip
         finally:
             progress.close()
+            if progress.signal == signal.SIGINT:
+                raise KeyboardInterrupt
     if record:
         print(f"{record.experiment.slug}: {record.accuracy.overall:.1f} % overall")
     return 0

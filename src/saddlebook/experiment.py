@@ -96,7 +96,8 @@ class Experiment:
         imbalance_factor: n_max/n_min, at least 1.
         imbalance: ``exp`` or ``step``; ``as_is`` keeps the counts of your own images
             and of the large sets.
-        max_count: Images of the largest class; None is all of them.
+        max_count: Images of the largest class; None is as many as the data set is named
+            with (``DATASETS``; of digits 80).
         image_size: Pixels; smaller than the dataset's means box-averaged.
         model: ``resnet32`` or ``resnet8``, of large sets ``resnet50``, ``resnet18`` or,
             for small images, ``resnet8``; LDAM takes a cosine head.
@@ -259,8 +260,8 @@ class Experiment:
             if self.batch_size % (count := getattr(self, name)):
                 size = f"batch_size {self.batch_size}"
                 raise UsageError(f"{name} {count} must divide {size}")
-        if any(not 0 <= epoch <= self.epochs for epoch in self.spectra_at):
-            within = f"0..{self.epochs}"
+        if any(not 1 <= epoch <= self.epochs for epoch in self.spectra_at):
+            within = f"1..{self.epochs}"
             raise UsageError(f"spectra_at {self.spectra_at} must lie in {within}")
 
     def _check_large(self) -> None:

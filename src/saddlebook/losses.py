@@ -149,7 +149,7 @@ class _ClassLoss(nn.Module):
         self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
         self.ignore_index, self.classes = ignore_index, classes
         if weight is not None:
-            weight = check_weight(weight, classes or len(weight))
+            weight = check_weight(weight, classes or torch.as_tensor(weight).numel())
             self.classes = len(weight)
         self.register_buffer("weight", weight)
 
@@ -205,6 +205,8 @@ class _AdjustedLoss(_ClassLoss):
         """
         try:
             numbers = torch.as_tensor(labels)
+            if not numbers.is_floating_point():
+                numbers = numbers.long()  # counting takes no other width
         except (TypeError, ValueError):  # names, or rows of several lengths
             numbers = torch.empty(0, 0)
         if numbers.is_floating_point() or numbers.ndim != 1 or (numbers < 0).any():
@@ -328,7 +330,7 @@ class FocalLoss(_ClassLoss):
         if targets.is_floating_point():
             raise UsageError("focal loss is defined for labels [N], not probabilities")
         kept = targets != self.ignore_index
-        labels = torch.where(kept, targets, 0)
+        labels = torch.where(kept, targets.long(), 0)
         nats = focal_nats(logits, labels, self.gamma, self.weight)
         nats = torch.where(kept, nats, 0.0)
         if self.reduction == "none":
@@ -340,7 +342,8 @@ def focal_nats(
     logits: Tensor, targets: Tensor, gamma: float, weight: Tensor | None = None
 ) -> Tensor:
     """Focal loss of each example, nats [N]; see ``FocalLoss``."""
-    nats = F.cross_entropy(logits, targets, reduction="none")
+    no_label = torch.iinfo(torch.int64).min  # −100 is a mistake here
+    nats = F.cross_entropy(logits, targets, reduction="none", ignore_index=no_label)
     missing = -torch.expm1(-nats)  # 1 − p_y, exact also when p_y is near 1
     if gamma:
         nats = missing.clamp_min(torch.finfo(nats.dtype).tiny) ** gamma * nats

@@ -98,6 +98,8 @@ def _classes(experiment: Experiment) -> Items:
 
 def _head_images(experiment: Experiment) -> Items:
     """The largest class cut to ``HEAD_IMAGES``."""
+    if experiment.is_own:
+        return _classes(experiment)
     return [
         measurement(epoch, 0, mode, images=count)
         for epoch in experiment.spectra_at
@@ -126,6 +128,8 @@ def _all_images(experiment: Experiment) -> Items:
 
 
 def _of_every_image(experiment: Experiment, class_: int) -> Items:
+    if experiment.is_own:
+        return _classes(experiment)
     modes: list[tuple[str, dict[str, str]]] = [("as_published", _BF16), ("clean", {})]
     return [
         measurement(epoch, class_, mode, whole=True) | more

@@ -1,6 +1,7 @@
 """Builds the networks of the paper: the CIFAR ResNet with a linear or cosine head.
 
-Knows architectures and their initialisation; no loss, no data.
+Knows architectures, their initialisation and how exactly a GPU computes them; no loss,
+no data.
 Legend: N images, C classes, D features.
 
 References:
@@ -11,6 +12,8 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -179,3 +182,20 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[name](num_classes, cosine_head, width)
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """TF32 products on CUDA only where ``precision`` says so; ordered reductions."""
+    cudnn: Any = torch.backends.cudnn  # its stubs lack ``conv``
+    places = (cudnn.conv, torch.backends.cuda.matmul)
+    before, ordered = [place.fp32_precision for place in places], cudnn.deterministic
+    cudnn.deterministic = True
+    for place in places:
+        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        cudnn.deterministic = ordered
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision

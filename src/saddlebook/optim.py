@@ -66,7 +66,7 @@ class SAM(torch.optim.Optimizer):
         **base_kwargs: For the base optimizer (``lr``, ``momentum``, …).
 
     Raises:
-        UsageError: Negative or non-finite ``rho``; no optimizer class.
+        UsageError: Negative or non-finite ``rho``; no optimizer class, or LBFGS.
 
     References:
         Foret et al. 2021, algorithm 1.
@@ -88,10 +88,13 @@ class SAM(torch.optim.Optimizer):
         **base_kwargs: Any,
     ) -> None:
         if not callable(base_optimizer):
+            shown = " ".join(repr(base_optimizer).split())[:40]
             raise UsageError(
-                f"base_optimizer {base_optimizer!r} must be a class, such as "
-                "torch.optim.SGD; give its arguments by name"
+                f"base_optimizer {shown} must be a class, such as torch.optim.SGD; "
+                "give its arguments by name"
             )
+        if base_optimizer is torch.optim.LBFGS:
+            raise UsageError("LBFGS asks for many losses a step, SAM for two; take SGD")
         base = base_optimizer(params, **base_kwargs)
         ours = {"rho": check_rho(rho), "adaptive": adaptive}
         # torch's own constructor would replace the base's state and groups
@@ -142,6 +145,7 @@ class SAM(torch.optim.Optimizer):
     def _climb(self, norm: Tensor, zero_grad: bool) -> None:
         for group in self.param_groups:
             rho = check_rho(group["rho"])
+            rho = -rho if group.get("maximize") else rho  # up is where it gets worse
             for p, grad in _with_grad(group):
                 self._kept[p] = p.detach().clone()
                 factor = _wide(p).square() if group["adaptive"] else 1.0
@@ -308,7 +312,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
     The released code updates them in both of SAM's passes; this is the corrected
     option for the second one. Whatever the momentum and the activations, no buffer
-    changes. Safe to nest.
+    of batch norm changes; other norms keep theirs. Safe to nest.
     """
     norms = [
         m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,20 +28,20 @@ from saddlebook.errors import (
     NumericalError,
     ResourceError,
     SaddlebookError,
+    UsageError,
 )
 from saddlebook.experiment import Experiment
+from saddlebook.models import arithmetic
 from saddlebook.record import Record, assemble
 from saddlebook.store import Store
 from saddlebook.train import Outcome, Watcher, alike, train
 from saddlebook.train.large import gathered, told_once, train_large
-from saddlebook.train.run import arithmetic
 
 WORK = ".saddlebook"  # checkpoints and exported weights; not kept in git
 PATIENCE = 600  # seconds that another process may take for one small run
 SIDE_BY_SIDE = 12  # a group's checkpoints fit a transfer of 48 MiB
 # Of a bar and a plan, in passes (forward and backward) over one image
 _PRODUCT = 2.5  # a Hessian product costs as much, measured on a core
-_STEPS = 50  # of a spectrum, about; the released recurrence does twice as many
 _TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "digits": 340}
 
 
@@ -85,14 +85,9 @@ def run(
             still has the run.
     """
     made = partial(
-        run_all,
-        [experiment],
-        data_root=data_root,
-        device=device,
-        work=work,
-        results=results,
-        watcher=watcher,
-    )
+        run_all, [experiment], data_root=data_root, device=device, work=work,
+        results=results, watcher=watcher,
+    )  # fmt: skip
     return wait_for_others(made, patience)[0]
 
 
@@ -130,16 +125,31 @@ def run_all(
     Returns:
         Records in the order of ``experiments``.
     """
+    device = str(device)
     check_device(device)
-    size = group or (1 if device == "cpu" else SIDE_BY_SIDE)
+    if large := [e.dataset for e in experiments if e.is_large]:
+        raise UsageError(f"{large[0]}: run it with run_large, or the command large")
+    size = group_size(group, device)
     folder = None if results is None else Path(results)
     job = _Job(data_root, dataset, device, Path(work), folder, watcher, note)
     experiments = [job.counted(experiment) for experiment in experiments]
-    for together in alike(list(dict.fromkeys(experiments)), size):
-        job.run(together)
+    with torch.cuda.device(device) if "cuda" in device else nullcontext():
+        for together in alike(list(dict.fromkeys(experiments)), size):
+            job.run(together)
     if troubles := job.left():
         raise troubles[0]
     return [job.done[experiment] for experiment in experiments]
+
+
+def group_size(group: int | None, device: str) -> int:
+    """How many runs stand side by side at most.
+
+    Raises:
+        UsageError: Below one.
+    """
+    if group is not None and group < 1:
+        raise UsageError(f"group {group} must be at least 1")
+    return group or (1 if device == "cpu" else SIDE_BY_SIDE)
 
 
 def run_large(
@@ -186,7 +196,8 @@ def run_large(
         if crew.rank:
             return None
         names = lists.class_names
-        record = assemble(experiment, outcome, (), origin.after(outcome.seconds), names)
+        origin = origin.after(outcome.seconds, outcome.numerics)
+        record = assemble(experiment, outcome, (), origin, names)
         if store:
             store.add(record)
         return record
@@ -298,7 +309,7 @@ class _Job:
             spectra = measure.class_items(
                 experiment, dataset, outcome.weights, self.device, **told
             )
-        origin = origin.after(outcome.seconds)
+        origin = origin.after(outcome.seconds, outcome.numerics)
         names = dataset.class_names if experiment.is_own else None
         record = assemble(experiment, outcome, spectra, origin, names)
         if store := self._store(experiment):

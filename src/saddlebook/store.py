@@ -93,7 +93,7 @@ class Store:
     """A folder of records, one file per run, written whole and checked on reading."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
 
     def add(self, record: Record, replace: bool = False) -> Path:
         """Write a record; a run that is there is kept unless ``replace``.

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
 from pathlib import Path
@@ -84,7 +85,7 @@ def share(
     wanted = list(dict.fromkeys(experiments))
     store = Store(Path(results) / wanted[0].scale)
     missing = store.missing(wanted)
-    size = group or (1 if devices[0] == "cpu" else runner.SIDE_BY_SIDE)
+    size = runner.group_size(group, devices[0])
     size = min(size, math.ceil(len(missing) / len(devices)) or 1)
     crew = _Crew(alike(missing, size), watcher, note)
     crew.work(devices, options | {"results": results})
@@ -200,7 +201,7 @@ class _Crew:
         """Say once which worker may hang; slow or asleep, it is left alone."""
         now = time.monotonic()
         for pipe, group in self.busy.items():
-            if now - self.heard.get(pipe, now) > _SILENCE:
+            if group and now - self.heard.get(pipe, now) > _SILENCE:
                 self.heard[pipe] = math.inf
                 self.note(
                     f"the worker of {group[0].slug} (pid {self.processes[pipe].pid}) "
@@ -263,7 +264,8 @@ class _Crew:
             self.left.remove(ready[0])
             self.busy[pipe] = ready[0]
             self.heard[pipe] = time.monotonic()
-            pipe.send(ready[0])
+            with suppress(OSError):  # a worker that is gone is found by ``_hear``
+                pipe.send(ready[0])
         elif not self.left:
             del self.busy[pipe]
 
@@ -276,16 +278,15 @@ class _Crew:
         self.asked = min(self.asked, time.monotonic())
         for pipe, group in self.busy.items():
             if group:
-                pipe.send("stop")
+                with suppress(OSError):
+                    pipe.send("stop")
 
     def _dismiss(self) -> None:
         """Let every worker go: those at work save their state first."""
         for pipe in self.processes:
-            try:
+            with suppress(OSError):
                 pipe.send("stop")
                 pipe.send(None)
-            except OSError:
-                pass
         for pipe, process in self.processes.items():
             process.join(_PATIENCE)
             pipe.close()

@@ -39,6 +39,14 @@ def small():
 def broken():
     raise RuntimeError("no weights here")
 
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(192, 10), nn.Linear(192, 10)
+
+    def forward(self, x):
+        return self.a(x.flatten(1)), 3 * self.b(x.flatten(1))
+
 number = 3
 """
 SHIPPED = Path(__file__).parents[2] / "results/weights/cifar10lt20_ce-drw_s0.weights"
@@ -130,6 +138,16 @@ class TestMeasuring:
         slope = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
         assert item["loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert item["gradient_norm"] == pytest.approx(slope.item(), rel=1e-5)
+
+    def test_another_output_is_another_measurement(self, here, capsys):
+        from own import Two
+
+        torch.manual_seed(0)
+        torch.save(Two().state_dict(), "two.pth")
+        told = {"checkpoint": "two.pth", "model": "own:Two"}
+        words = ("--classes", "9", "--limit", "8", "--out", "two", "--output")
+        assert run(*words, "0", **told) == 0
+        assert "output differ" in said(capsys, *words, "1", code=2, **told)
 
     def test_the_figure_is_a_whole_file_with_a_panel_a_class(self, here):
         assert run("--classes", "1,2,3") == 0

@@ -93,6 +93,18 @@ def test_ldam_with_a_vanishing_margin_is_scaled_cross_entropy():
     assert float(loss) == pytest.approx(float(F.cross_entropy(5 * logits, targets)))
 
 
+def test_focal_takes_labels_of_any_width_and_no_foreign_ones():
+    logits, labels = torch.randn(3, 3), torch.tensor([2, 0, 1])
+    loss = losses.FocalLoss(1.5, weight=[1.0, 2.0, 3.0], ignore_index=255)
+    assert loss(logits, labels.to(torch.uint8)) == loss(logits, labels)
+    with pytest.raises((IndexError, RuntimeError)):
+        loss(logits, torch.tensor([2, 0, -100]))
+    with pytest.raises(UsageError, match="class weights"):
+        losses.FocalLoss(weight=0.25)
+    counted = losses.VSLoss.from_labels(np.array([0, 1, 1], np.uint16))
+    assert counted.classes == 2
+
+
 def test_focal_without_focus_is_cross_entropy_and_focus_lowers_it():
     logits, targets = example()
     ce = float(F.cross_entropy(logits, targets))

@@ -36,6 +36,16 @@ def trained(digits, tmp_path_factory):
     return train([TINY.training], digits, tmp_path_factory.mktemp("work"))[0]
 
 
+@pytest.mark.parametrize("plan", ["largest", "whole", "head_images", "views"])
+def test_own_images_are_measured_class_by_class_whatever_the_plan(plan):
+    own = Experiment(
+        dataset="folder:mine", imbalance="as_is", classes=3, images_digest="0" * 16,
+        scale="quick", epochs=4, drw_epoch=2, spectra_at=(4,), spectra_plan=plan,
+    )  # fmt: skip
+    items = measure.spectra_plan(own)
+    assert [(i["class"], i["mode"]) for i in items] == [(c, "clean") for c in range(3)]
+
+
 def test_no_epochs_no_spectra(digits):
     assert measure.spectra_plan(TINY.training) == []
     assert measure.class_items(TINY.training, digits, {}) == []

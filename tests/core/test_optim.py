@@ -294,6 +294,28 @@ def test_misuse_is_an_error_and_leaves_the_weights(misuse, message):
     assert w.tolist() == [1.0, 1.0]
 
 
+def test_maximising_climbs_to_where_it_is_lower():
+    """One step up on −w² equals one step down on w², climbs included."""
+    ends = []
+    for sign in (1, -1):
+        w = torch.ones(1, requires_grad=True)
+        sam = optim.SAM([w], torch.optim.SGD, rho=0.5, lr=0.1, maximize=sign < 0)
+
+        def closure(w=w, sam=sam, sign=sign):
+            sam.zero_grad()
+            (loss := sign * w.square().sum()).backward()
+            return loss
+
+        sam.step(closure)
+        ends.append(w.item())
+    assert ends == [pytest.approx(1 - 0.1 * 2 * 1.5)] * 2
+
+
+def test_an_optimizer_that_asks_for_many_losses_is_refused():
+    with pytest.raises(UsageError, match="LBFGS"):
+        optim.SAM(network().parameters(), torch.optim.LBFGS)
+
+
 @pytest.mark.parametrize(
     "bad", ["sgd", torch.optim.SGD([torch.zeros(1)], lr=0.1), None]
 )

@@ -116,6 +116,25 @@ def test_a_worker_that_is_killed_is_named_and_nothing_is_lost():
     assert results(runner.run_all(CONTROL[:1])) == results(whole)
 
 
+def test_workers_that_die_together_are_an_error_and_not_a_closed_pipe():
+    process, crew = started("--quiet")
+    process.send_signal(signal.SIGSTOP)
+    for pid in crew:
+        os.kill(pid, signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == ResourceError.exit_code
+    assert "without a word" in errors
+
+
+def test_a_worker_that_waits_for_another_is_not_called_silent(monkeypatch):
+    monkeypatch.setattr(workers, "_SILENCE", 0)
+    crew = workers._Crew([], Progress(1, show=False), lambda line: None)
+    crew.busy["pipe"], crew.heard["pipe"] = [], 0.0
+    crew._name_silent()
+    assert crew.heard["pipe"] == 0.0
+
+
 def test_a_worker_that_hangs_holds_up_no_stop(monkeypatch):
     monkeypatch.setattr(workers, "_PATIENCE", 1)
     lines: list[str] = []

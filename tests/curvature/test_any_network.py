@@ -15,7 +15,9 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from saddlebook.curvature.hessian import class_spectra, spectrum
-from saddlebook.curvature.lanczos import Memory
+from saddlebook.curvature.lanczos import Memory, starts
+from saddlebook.curvature.problem import Problem
+from saddlebook.curvature.products import Product
 from saddlebook.errors import ResourceError, UsageError
 
 CE = nn.CrossEntropyLoss()
@@ -88,6 +90,7 @@ def pruned():
 
 
 def tied():
+    torch.manual_seed(0)
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(108, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 3)
     ).double()
@@ -126,6 +129,46 @@ def test_a_trace_is_exact_or_not_called_so(kind, dtype):
     assert (
         abs(found.trace - truth) < (1 if method == "exact" else 4) * found.trace_error
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_are_differences_of_gradients_whatever_autograd_says(kind):
+    """A truth without second derivatives: torch has wrong ones, as of weight norm."""
+    model, x = KINDS[kind][0]().eval(), images()
+    params = [p for p in model.parameters() if p.requires_grad]
+    sizes = [p.numel() for p in params]
+    direction = starts(sum(sizes), 0, 0)
+
+    def slope(step):
+        moved = KINDS[kind][0]().eval()  # the same weights
+        own = [p for p in moved.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for p, part in zip(own, direction.split(sizes), strict=True):
+                p.add_(step * part.view_as(p))
+        found = torch.autograd.grad(CE(moved(x), LABELS), own)
+        return torch.cat([g.flatten() for g in found])
+
+    wanted = (slope(1e-5) - slope(-1e-5)) / 2e-5
+    found = Product(Problem(model, CE, x, LABELS), torch.float64)(direction)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_autocast_around_a_measurement_changes_nothing():
+    model, x = convolutions().float().eval(), images().float()
+    alone = spectrum(model, CE, x, LABELS, steps=15)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = spectrum(model, CE, x, LABELS, steps=15)
+    assert inside.trace == alone.trace
+    assert inside.lambda_max == alone.lambda_max
+
+
+def test_a_softmax_that_is_sure_beyond_float64_has_no_curvature():
+    model = convolutions(norm=nn.Identity()).eval()
+    with torch.no_grad():
+        model[7].weight.mul_(1e9)
+        labels = model(images()).argmax(1)
+    found = spectrum(model, CE, images(), labels, steps=5)
+    assert (found.trace, found.lambda_max) == (0.0, 0.0)
 
 
 def test_an_estimated_trace_has_a_rounding_floor():

@@ -716,6 +716,45 @@ class TestBadInput:
         with pytest.raises(UsageError, match=match):
             spectrum(model, loss, *change(images, labels), steps=3)
 
+    def test_a_label_too_few_is_named_and_an_ignored_one_is_none_too_many(self):
+        model, loss, images, labels = case("cnn")
+        for wrong in (labels[:-1], torch.cat([labels, labels])):
+            with pytest.raises(UsageError, match="a class number per image"):
+                class_spectra(model, loss, images, wrong, steps=3)
+        labels[0] = 255
+        kept = nn.CrossEntropyLoss(ignore_index=255)
+        assert spectrum(model, kept, images, labels, steps=3).lambda_max > 0
+
+    def test_targets_and_products_that_are_not_finite(self):
+        model = lively(nn.Sequential(nn.Flatten(), nn.Linear(108, 1)))
+        images = torch.randn(4, 3, 6, 6)
+        mse = lambda z, y: F.mse_loss(z.flatten(), y)  # noqa: E731
+        targets = torch.tensor([-1.5, -2.0, 0.0, 1.0])
+        assert spectrum(model, mse, images, targets, steps=3).lambda_max > 0
+        with pytest.raises(NumericalError, match="labels"):
+            spectrum(model, mse, images, targets * math.nan, steps=3)
+        with pytest.raises(NumericalError, match=r"not finite|NaN or infinity"):
+            spectrum(model, mse, images * 1e25, targets, steps=3)
+
+    def test_a_sum_is_no_mean_however_small(self):
+        model, _, images, labels = case("cnn")
+        with torch.no_grad():
+            model[-1].weight.mul_(1e7)
+            labels = model.eval()(images).argmax(1)
+        total = nn.CrossEntropyLoss(reduction="sum")
+        assert float(total(model(images), labels).detach()) < 1e-9
+        with pytest.raises(UsageError, match="no mean over examples"):
+            spectrum(model, total, images, labels, steps=3)
+
+    def test_a_negative_seed(self):
+        with pytest.raises(UsageError, match="seed -1"):
+            spectrum(*case("cnn"), steps=3, seed=-1)
+
+    def test_progress_over_several_probes_does_not_start_again(self):
+        seen = []
+        spectrum(*case("cnn"), steps=3, probes=2, progress=lambda *at: seen.append(at))
+        assert seen == [(i, 6) for i in range(1, 7)]
+
     @pytest.mark.parametrize("steps", [0, -1, 2.5])
     def test_steps(self, steps):
         with pytest.raises(UsageError, match="steps"):

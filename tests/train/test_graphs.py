@@ -19,10 +19,11 @@ from test_train import LPF, SAM, TINY, final_state, same
 import saddlebook.train.loop as loop
 from saddlebook import data, losses
 from saddlebook.errors import UsageError
+from saddlebook.models import arithmetic
 from saddlebook.train import train
 from saddlebook.train.loop import SideBySide
 from saddlebook.train.optimizers import Hyper, Objective, Replica
-from saddlebook.train.run import Lane, arithmetic
+from saddlebook.train.run import Lane
 
 PGD = replace(TINY, optimizer="pgd", noise=0.01)
 BEFORE = replace(SAM, sam_epochs="before")

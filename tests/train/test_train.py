@@ -11,11 +11,12 @@ import torch
 
 from saddlebook import data, losses
 from saddlebook.disk.files import read_checkpoint, save_checkpoint
+from saddlebook.disk.provenance import numerics_digest
 from saddlebook.errors import CorruptError, NumericalError, Stopped
 from saddlebook.experiment import Experiment
 from saddlebook.train import train
 from saddlebook.train.loop import Run
-from saddlebook.train.run import prepare
+from saddlebook.train.run import build_replica, prepare
 
 TINY = Experiment(
     scale="quick", dataset="digits", max_count=40, imbalance_factor=4.0, image_size=8,
@@ -117,6 +118,31 @@ def test_runs_side_by_side_do_not_touch_each_other(digits, tmp_path):
     assert same(final_state(SAM, tmp_path / "company"), alone)
 
 
+def test_a_run_that_other_code_began_says_so(digits, tmp_path):
+    (outcome,) = train([TINY], digits, tmp_path)
+    file = tmp_path / TINY.slug / "latest.ckpt"
+    meta, tensors = read_checkpoint(file)
+    save_checkpoint(file, meta | {"numerics": "of before"}, tensors)
+    (again,) = train([TINY], digits, tmp_path)
+    assert (outcome.numerics, again.numerics) == (numerics_digest(), "of before")
+    del meta["numerics"]
+    save_checkpoint(file, meta, tensors)
+    assert train([TINY], digits, tmp_path)[0].numerics == ""
+
+
+@pytest.mark.parametrize("left", [2, 3, 7, 13, 32])
+def test_no_part_of_a_batch_of_lpf_holds_a_single_image(digits, tmp_path, left):
+    exp = replace(LPF, lpf_samples=8)
+    replica = build_replica(exp, prepare(exp, digits, "cpu").class_counts)
+    sizes = []
+    nothing = torch.zeros(())
+    replica._accumulate = lambda part, *_: sizes.append(len(part)) or nothing
+    images = torch.zeros(left, 3, 8, 8)
+    replica._lpf(images, torch.zeros(left, dtype=torch.long), None)
+    assert sum(sizes) == left
+    assert min(sizes) > 1
+
+
 def test_seeds_differ_in_weights_order_and_augmentation(digits, tmp_path):
     first, second = train([TINY, replace(TINY, seed=1)], digits, tmp_path)
     assert first.history != second.history
@@ -132,7 +158,7 @@ def test_the_outcome_holds_what_a_record_needs(digits, tmp_path):
     assert np.isfinite(outcome.train_loss).all()
     assert outcome.class_counts[0] == 40
     assert outcome.class_counts[9] == 10
-    assert outcome.digest == digits.digest
+    assert outcome.numerics == numerics_digest()
 
 
 def published_schedule(epoch):

@@ -263,10 +263,13 @@ def _check(options: argparse.Namespace) -> None:
     one_of("precision", options.precision, PRECISIONS)
     for name in (
         "limit", "image_size", "max_count", "batch_size", "steps", "rtol", "basis",
+        "imbalance_factor",
     ):  # fmt: skip
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be above 0")
+    if options.seed < 0:
+        raise UsageError(f"--seed {options.seed} must be at least 0")
 
 
 def _classes(text: str | None, images: Images) -> list[int]:

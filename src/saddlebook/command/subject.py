@@ -302,7 +302,7 @@ LOSSES: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
 _CUT = ("imbalance_factor", "max_count", "image_size")
 _OURS = ("model", "loss", "normalise", *_CUT)  # an export says these itself
 _MOST = 2**34  # bytes of a checkpoint
-_SHARED = ("held_out", "limit", "seed", "rtol", "precision", "basis")
+_SHARED = ("held_out", "limit", "seed", "rtol", "precision", "basis", "output")
 
 
 class Subject(NamedTuple):
@@ -369,10 +369,10 @@ def _exported(file: str, content: bytes, options: argparse.Namespace) -> Subject
     if named and options.data != exp.dataset:
         raise UsageError(f"{file} was trained on {exp.dataset}, not {options.data}")
     dataset = data.load(exp.dataset, options.root if named else options.data)
+    as_is = exp.imbalance == "as_is"
     images = folders.of_dataset(
         dataset,
-        exp.imbalance_factor,
-        exp.largest_class,
+        *((None, None) if as_is else (exp.imbalance_factor, exp.largest_class)),
         imbalance=exp.imbalance,
         held_out=options.held_out,
         image_size=exp.image_size,

@@ -43,7 +43,7 @@ from saddlebook.curvature.problem import MAPS, Problem, piecewise_affine
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.resnet import ResNetProduct, best_product, known
 from saddlebook.curvature.spectrum import CONVERGED, Spectrum
-from saddlebook.errors import VerifyError
+from saddlebook.errors import NumericalError, VerifyError
 from saddlebook.models import CifarResNet
 
 _TRIES = 8  # steps, of which one must cross no kink
@@ -164,6 +164,8 @@ def _chunk_trace(product: Product, piece: slice) -> tuple[float, float]:
         for hook in hooks:
             hook.remove()
     signs, directions = _loss_directions(product, logits.detach(), piece)
+    if not len(directions):  # a softmax so sure that nothing bends
+        return 0.0, 0.0
     outputs = [output for _, _, output in seen]
     deltas = [
         torch.autograd.grad(logits, outputs, direction, retain_graph=True)
@@ -337,7 +339,9 @@ def check_fixed(product: Product) -> None:
             "fix it, a changing operator fakes negative curvature".format(*losses)
         )
     vector, few = starts(product.size, 0, 0), product.first(product.chunk)
-    if not torch.equal(few(vector), few(vector)):
+    if not (once := few(vector)).isfinite().all():
+        raise NumericalError("a Hessian product holds NaN or infinity")
+    if not torch.equal(once, few(vector)):
         raise VerifyError(
             "operator changed between two products; cause: non-deterministic kernels; "
             "set torch.use_deterministic_algorithms(True)"

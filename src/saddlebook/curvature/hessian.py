@@ -35,8 +35,9 @@ from saddlebook.curvature.lanczos import (
     check,
     diagonal_share,
     distilled,
+    shifted,
 )
-from saddlebook.curvature.problem import Loss, Problem, bare
+from saddlebook.curvature.problem import Loss, Problem, alone, bare
 from saddlebook.curvature.products import Product
 from saddlebook.curvature.resnet import best_product
 from saddlebook.curvature.spectrum import Spectrum, rounded
@@ -142,7 +143,7 @@ def spectrum(
     ).spectrum  # fmt: skip
 
 
-@torch.inference_mode(False)
+@alone
 def solve(
     problem: Problem,
     steps: int = 100,
@@ -179,11 +180,12 @@ def solve(
     done: list[Probe] = []
     for probe in reversed(range(probes)):  # the first one's basis serves the trace
         start = certify.start(product, seed, probe)
+        tick = shifted(progress, (probes - 1 - probe) * steps, probes * steps)
         if released:
             state = released(product, start.basis[0])
         else:
             state = advance(
-                start, product, steps, rtol=rtol, basis=basis, progress=progress
+                start, product, steps, rtol=rtol, basis=basis, progress=tick
             )
         done.insert(0, distilled(state))
     found = certify.certified(product, done, polish=not released)
@@ -211,7 +213,7 @@ class Outliers(NamedTuple):
     steps: int
 
 
-@torch.inference_mode(False)
+@alone
 def find_outliers(
     problem: Problem,
     count: int = 1,
@@ -255,7 +257,7 @@ def _known(state: KrylovState, count: int, rtol: float) -> bool:
     return bool((residuals[-count:] <= rtol * values[-count:].abs()).all())
 
 
-@torch.inference_mode(False)
+@alone
 def class_gradients(
     model: nn.Module, loss: Loss, images: Tensor, labels: Tensor
 ) -> Tensor:
@@ -282,7 +284,7 @@ def shares_within(vectors: Tensor, gradients: Tensor) -> Tensor:
     return (gradients @ vectors.T).square().sum(1) / gradients.square().sum(1)
 
 
-@torch.inference_mode(False)
+@alone
 def class_spectra(
     model: nn.Module,
     loss: Loss,
@@ -304,9 +306,12 @@ def class_spectra(
     Raises:
         UsageError: A class that is no class number or has no images.
     """
-    labels = torch.as_tensor(labels)
-    if labels.ndim != 1 or not len(labels):
-        raise UsageError(f"labels {list(labels.shape)}: give a class number per image")
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    if labels.ndim != 1 or not 0 < len(labels) == len(images):
+        raise UsageError(
+            f"labels {list(labels.shape)} of {len(images)} images: give a class number "
+            "per image"
+        )
     wanted = _numbers(labels.unique() if classes is None else classes)
     members = {number: _members(labels, number) for number in wanted}
     return {

@@ -116,6 +116,8 @@ def starts(size: int, seed: int, stream: int) -> Tensor:
 
     Raw bits of a counter-based generator (Philox), which NumPy keeps fixed.
     """
+    if seed < 0:
+        raise UsageError(f"seed {seed} must be at least 0")
     generator = np.random.Philox(key=np.array([seed, stream], np.uint64))
     words = generator.random_raw(-(-size // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:size]
@@ -322,7 +324,7 @@ def lanczos(
     done = []
     for probe in range(probes):
         start = KrylovState(starts(size, seed, probe).to(device, dtype)[None])
-        tick = _shifted(progress, probe * steps, probes * steps)
+        tick = shifted(progress, probe * steps, probes * steps)
         state = advance(
             start,
             matvec,
@@ -486,7 +488,8 @@ def _cast(matvec: Matvec, dtype: torch.dtype) -> Matvec:
     return lambda vector: matvec(vector.to(dtype)).double()
 
 
-def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:
+def shifted(progress: Progress | None, done: int, total: int) -> Progress | None:
+    """The same for a part that begins after ``done`` steps of ``total``."""
     if progress is None:
         return None
     return lambda step, _: progress(done + step, total)

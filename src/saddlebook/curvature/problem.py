@@ -12,7 +12,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint as checkpointing
 
 from saddlebook.errors import NumericalError, UsageError, one_of
+from saddlebook.models import arithmetic
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 STATISTICS = ("running", "batch", "batches")  # of batch norm
@@ -68,6 +71,21 @@ class Problem(NamedTuple):
     output: int | str | None = None
 
 
+def alone(function: Callable[P, R]) -> Callable[P, R]:
+    """Call it outside of inference mode, autocast and TF32: they change results."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(arithmetic("fp32"))
+            for kind in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*args, **kwargs)
+
+    return called
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The module inside ``DataParallel`` and ``torch.compile``."""
     while True:
@@ -102,13 +120,17 @@ def picked(found: Any, output: int | str | None) -> Tensor:
 
 
 class _Smooth(TorchFunctionMode):
-    """Functions without a second derivative in torch, as others that have one."""
+    """Functions whose second derivative torch lacks or has wrong, as others."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if func is F.hardsigmoid:
             return F.relu6(args[0] + 3) / 6
+        if func is torch._weight_norm:  # gradgradcheck fails on it (torch 2.11)
+            vectors, lengths, *dim = args
+            norms = torch.norm_except_dim(vectors, 2, *(dim or (0,)))
+            return vectors * (lengths / norms)
         return func(*args, **(kwargs or {}))
 
 
@@ -253,7 +275,9 @@ def inputs(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if not images.isfinite().all():
         raise NumericalError("the images hold NaN or infinity")
     soft = labels.is_floating_point()
-    if labels.ndim == 1 and int(labels.min()) < 0:
+    if soft and not labels.isfinite().all():
+        raise NumericalError("the labels hold NaN or infinity")
+    if labels.ndim == 1 and not soft and int(labels.min()) < 0:
         raise UsageError("labels must be class numbers from 0")
     device = next(problem.model.parameters()).device
     # tensors of inference mode take no part in derivatives; copies do
@@ -300,6 +324,9 @@ def additive(loss: Loss, logits: Tensor, labels: Tensor) -> str:
         UsageError: It grows with the number of examples.
     """
     whole = float(loss(logits, labels))
+    if abs(whole) < 1e-9:  # so small that nothing could be told apart
+        logits = logits / logits.abs().max().clamp(min=1.0)
+        whole = float(loss(logits, labels))
     try:
         twice = float(loss(torch.cat([logits] * 2), torch.cat([labels] * 2)))
         cuts = (slice(0, len(labels) // 2), slice(len(labels) // 2, None))

@@ -269,7 +269,9 @@ class Product:
         count, soft = logits[0].numel(), labels.is_floating_point()
         if soft and labels.ndim == 1 and count > 1:
             raise UsageError("labels must be class numbers from 0, or soft [N, C]")
-        if not soft and count > 1 and (most := int(labels.max())) >= logits.shape[1]:
+        told = labels[labels != getattr(self.problem.loss, "ignore_index", -100)]
+        if not soft and count > 1 and (told >= logits.shape[1]).any():
+            most = int(told.max())
             raise UsageError(f"label {most} needs more than {logits.shape[1]} outputs")
         loss = float64_loss(self.problem.loss, logits, labels)
         if how := additive(loss, logits, labels):

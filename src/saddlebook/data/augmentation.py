@@ -110,7 +110,9 @@ def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
         offsets: int64 ``[B, 2]`` on the same device, row and column, 0 to 2·padding.
         flips: bool ``[B]`` on the same device.
     """
-    size = images.shape[-1]
+    height, size = images.shape[-2:]
+    if height != size:
+        raise UsageError(f"crops and flips are of square images, not {height}×{size}")
     padded = F.pad(images, [padding(size)] * 4)
     windows = padded.unfold(2, size, 1).unfold(3, size, 1)
     sample = torch.arange(len(images), device=images.device)

@@ -181,8 +181,15 @@ def parse_json(content: bytes) -> Any:
         RecursionError: Nested too deeply.
     """
     return json.loads(
-        content, object_pairs_hook=_no_twice, parse_int=_integer, parse_constant=_finite
-    )
+        content, object_pairs_hook=_no_twice, parse_int=_integer,
+        parse_constant=_finite, parse_float=_float,
+    )  # fmt: skip
+
+
+def _float(word: str) -> float:
+    if math.isinf(value := float(word)):
+        raise ValueError(f"{word} is beyond floating numbers")
+    return value
 
 
 def _finite(word: str) -> None:

@@ -48,7 +48,7 @@ SAME_CURVES = frozenset(
     | {"e5326c43ce474279", "e5897f036d34b6a9", "dbb5c0ed0cc43620", "4faeccedd11c96fd"}
     | {"00ed2bb22795f4b9", "078917e9573399eb", "1b553f709c824ede", "6cf7ba36823d723b"}
     | {"59d809008753d97c", "7b0984d8b26e58e7", "4de01d719c608f2a", "6268896d0edbd49c"}
-    | {"004cdfa179fb2338", "fbd7361b9b9ffa09", "0e6cdaa186314e02"}
+    | {"004cdfa179fb2338", "fbd7361b9b9ffa09", "0e6cdaa186314e02", "c54e2b0db9c01485"}
 )
 # The same for tests/curvature/test_golden_spectra.py.
 SAME_SPECTRA = frozenset(
@@ -57,7 +57,7 @@ SAME_SPECTRA = frozenset(
     | {"9cf8b30a7caecf56", "dedab5fd792f7915", "2516402fcbc75c48", "87631317a7865338"}
     | {"842eecfaef6b6d3b", "fb645f094c31510b", "8d52c8a09df51df0"}
     | {"566a67b6b4df88b9", "a8c8535d028e6fe7", "c33945a8f4aa69a8", "84377454790075ee"}
-    | {"11f0fd8a70aa063e", "37fcdcdf71087f4f", "c3cfb7d88db76891"}
+    | {"11f0fd8a70aa063e", "37fcdcdf71087f4f", "c3cfb7d88db76891", "f297017865becbf5"}
 )
 _PACKAGE = Path(__file__).parents[1]
 
@@ -128,9 +128,9 @@ class Provenance:
             curvature=curvature_digest(),
         )
 
-    def after(self, seconds: float) -> Provenance:
-        """The same with its wall time."""
-        return replace(self, seconds=seconds)
+    def after(self, seconds: float, numerics: str = "") -> Provenance:
+        """The same with its wall time, and the code that training began with."""
+        return replace(self, seconds=seconds, numerics=numerics or self.numerics)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

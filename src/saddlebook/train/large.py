@@ -26,13 +26,15 @@ from torch import Tensor, nn
 from saddlebook import data, errors, losses, models, optim
 from saddlebook.data.large import Batches, Lists, Split, Views, fetched, input_of
 from saddlebook.disk.files import decoded_checkpoint, read_whole, save_checkpoint
+from saddlebook.disk.provenance import numerics_digest
 from saddlebook.experiment import Experiment
+from saddlebook.models import arithmetic
 from saddlebook.train.loop import Watcher
-from saddlebook.train.run import Outcome, arithmetic, check_same, objective, scheduled
+from saddlebook.train.run import Outcome, check_same, objective, scheduled
 
 _ASK = 10  # steps between two questions whether to stop
 _TEST = 128  # images at a time
-_STATE = ("epoch", "step", "loss", "history", "seconds", "resumes")
+_STATE = ("epoch", "step", "loss", "history", "seconds", "resumes", "numerics")
 
 
 class Crew(NamedTuple):
@@ -147,6 +149,7 @@ class _LargeRun:
         self._by_class = losses.class_weights(lists.class_counts, exp.beta).to(like)
         self.history: list[dict[str, Any]] = []
         self.epoch = self.step = self.resumes = 0
+        self.numerics = numerics_digest(large=True)
         self.lr = self.rho = self.seconds = self.loss = 0.0
         self._local = torch.zeros((), dtype=torch.float64, device=self.device)
         self._resume()
@@ -317,7 +320,7 @@ class _LargeRun:
             save_checkpoint(path, self._meta(), self.model.state_dict())
         return Outcome(
             self.history, train_loss, self.lists.class_counts, self.seconds, 1,
-            self.resumes, {self.epoch: path}, self.lists.digest, self.world,
+            self.resumes, {self.epoch: path}, self.numerics, self.world,
         )  # fmt: skip
 
     def _meta(self) -> dict[str, Any]:
@@ -358,7 +361,7 @@ class _LargeRun:
             for name, tensor in self._tensors().items():
                 tensor.data.copy_(tensors[name])
             for name in _STATE:
-                setattr(self, name, meta[name])
+                setattr(self, name, meta[name] if name in meta else "")
         self.resumes += 1
 
 

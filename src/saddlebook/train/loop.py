@@ -24,15 +24,15 @@ from torch import Tensor
 
 from saddlebook import data
 from saddlebook.disk.files import read_checkpoint, save_checkpoint
-from saddlebook.disk.provenance import device_name
+from saddlebook.disk.provenance import device_name, numerics_digest
 from saddlebook.errors import NumericalError, Stopped, UsageError, explained
 from saddlebook.experiment import Experiment
+from saddlebook.models import arithmetic
 from saddlebook.train.optimizers import Hyper, State
 from saddlebook.train.run import (
     Lane,
     Report,
     Task,
-    arithmetic,
     build_replica,
     check_same,
     class_means,
@@ -183,6 +183,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.epoch, self.seconds, self.resumes = 0, 0.0, 0
         self.trained_on = device_name(torch.device(device))
+        self.numerics = numerics_digest()
         self._saved_at, self._saved_epoch = time.monotonic(), 0
         self._resume()
         self._good = self._copy()
@@ -253,7 +254,7 @@ class Run:
             side_by_side,
             self.resumes,
             {epoch: path for epoch, path in files.items() if path.exists()},
-            self.task.digest,
+            self.numerics,
             device=self.trained_on,
         )
 
@@ -277,6 +278,7 @@ class Run:
             "seconds": self.seconds,
             "resumes": self.resumes,
             "device": self.trained_on,
+            "numerics": self.numerics,
         }
 
     def save(self) -> None:
@@ -300,6 +302,7 @@ class Run:
             self.replica.load(State(**tensors))
             self.history, self.epoch = meta["history"], meta["epoch"]
             self.seconds, self.resumes = meta["seconds"], meta["resumes"]
+            self.numerics = meta.get("numerics", "")
         self._saved_epoch = self.epoch
         if self.epoch < self.experiment.epochs:
             self.resumes += 1
@@ -331,7 +334,7 @@ class SideBySide:
         graphs: Records and replays; None does everything anew each time.
     """
 
-    def __init__(self, graphs: Graphs | None = None) -> None:
+    def __init__(self, graphs: CudaGraphs | None = None) -> None:
         self._graphs = graphs
         self._replays: dict[tuple[object, ...], Callable[[], None]] = {}
 
@@ -360,7 +363,7 @@ class SideBySide:
         self._replays[key]()
 
     def _recorded(
-        self, graphs: Graphs, lanes: Sequence[Lane], action: Callable[[Lane], None]
+        self, graphs: CudaGraphs, lanes: Sequence[Lane], action: Callable[[Lane], None]
     ) -> Callable[[], None]:
         def rehearse() -> None:
             for lane in lanes:
@@ -373,18 +376,6 @@ class SideBySide:
             lane.restore(copies)
         noise = [lane.replica.generator for lane in lanes]
         return graphs.record(lambda: _each(lanes, action), noise)
-
-
-class Graphs(Protocol):
-    """What can run a function once and repeat its work on the same memory."""
-
-    def warm_up(self, function: Callable[[], None]) -> None:
-        """Run it, so that libraries choose their kernels and allocate."""
-
-    def record(
-        self, function: Callable[[], None], generators: Sequence[torch.Generator]
-    ) -> Callable[[], None]:
-        """Note its work without doing it; the returned function does it."""
 
 
 class CudaGraphs:

@@ -261,7 +261,10 @@ class Replica:
         scale = self._filter_norms() * self.noise
         losses = []
         # batch norm needs two images: a short last batch is split into fewer parts
-        parts = min(self.lpf_samples, max(1, len(targets) // 2))
+        count = len(targets)
+        parts = min(self.lpf_samples, max(1, count // 2))
+        while parts > 1 and count % -(-count // parts) == 1:
+            parts -= 1
         for part, labels in zip(images.chunk(parts), targets.chunk(parts), strict=True):
             self.weights.add_(self._gaussian() * scale)
             losses.append(self._accumulate(part, labels, hyper))

@@ -288,7 +288,7 @@ class Outcome:
         side_by_side: How many runs were trained together at the end.
         resumes: How often the run was taken up again.
         weights: Files of exported weights, by epoch.
-        digest: Of the dataset.
+        numerics: Digest of the code it began with; empty where none was kept.
         processes: That trained it, at the end.
         device: Name of what trained it, at the end; empty: the one at hand.
     """
@@ -300,7 +300,7 @@ class Outcome:
     side_by_side: int
     resumes: int
     weights: dict[int, Path]
-    digest: str
+    numerics: str
     processes: int = 1
     device: str = ""
 
@@ -425,20 +425,3 @@ class Lane:
 
     def _disturbed(self) -> tuple[Tensor, ...]:
         return (*self.replica.state, self.place, self.total)
-
-
-@contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
-    """TF32 products on CUDA only where ``precision`` says so; ordered reductions."""
-    cudnn: Any = torch.backends.cudnn  # its stubs lack ``conv``
-    places = (cudnn.conv, torch.backends.cuda.matmul)
-    before, ordered = [place.fp32_precision for place in places], cudnn.deterministic
-    cudnn.deterministic = True
-    for place in places:
-        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    try:
-        yield
-    finally:
-        cudnn.deterministic = ordered
-        for place, precision in zip(places, before, strict=True):
-            place.fp32_precision = precision
