@@ -242,7 +242,6 @@ def explorer(
             {"rho": row["rho"], "group": row["group"], "value": row["mean"]}
             for _, row in printed.iterrows()
         ],
-        "yours": [],
         "rho": min((r.experiment.rho for r in records), default=0.0),
         "scale": records[0].experiment.scale if records else scale,
     }

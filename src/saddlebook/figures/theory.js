@@ -3,9 +3,6 @@
 
 // --- mathematics: names and formulas as in saddles.py
 
-export const driftFactor = (rho, lambda, norm = null) =>
-  1 + (norm === null ? rho : rho / norm) * lambda;
-export const amplification = (rho, lambda, norm = null) => driftFactor(rho, lambda, norm) ** 2;
 export const regime = (a) =>
   a <= 0
     ? "unchanged"
@@ -17,19 +14,6 @@ export const regime = (a) =>
           ? "reversed"
           : "amplified";
 
-export function secondMoment(rho, lambda, y, sigma, tau = 0, fresh = false) {
-  const c = 1 + rho * lambda;
-  const s = rho * tau;
-  if (fresh) {
-    return (
-      (lambda ** 2 + tau ** 2) * ((c ** 2 + s ** 2) * y ** 2 + (rho * sigma) ** 2) + sigma ** 2
-    );
-  }
-  const mean =
-    (c * lambda) ** 2 + (c * tau + s * lambda) ** 2 + 2 * c * lambda * s * tau + 3 * (s * tau) ** 2;
-  return (c ** 2 + s ** 2) * sigma ** 2 + mean * y ** 2;
-}
-
 // Moduli of the roots of z² − (1 + β + k)z + β, and the roots themselves where real.
 export function roots(k, beta = 0) {
   const half = (1 + beta + k) / 2;
@@ -39,10 +23,6 @@ export function roots(k, beta = 0) {
   return { size: Math.abs(z1), z1, z2: beta / z1 };
 }
 export const overshootThreshold = (beta = 0) => 1 - beta;
-export const overshootRadius = (eta, lambda, beta = 0) =>
-  (1 + (2 * (1 + beta)) / (eta * Math.abs(lambda))) / Math.abs(lambda);
-export const attractingRadius = (rho, lambda, normalised = true) =>
-  lambda >= 0 ? 0 : normalised ? rho : rho * -lambda > 1 ? Infinity : 0;
 
 export function escapeTime(start, eta, lambda, rho = 0, normalised = false, beta = 0, exit = 1) {
   const rate = eta * -lambda;
