@@ -45,8 +45,6 @@ class Accuracy(NamedTuple):
 class Record:
     """What one experiment gave, in normal form: equal after writing and reading.
 
-    To read only: a store gives the same object again, with what you changed in it.
-
     Floats are rounded to 6 significant digits, curves thinned to 41 epochs (the first,
     the last, the best, those around the switch and those with spectra stay).
 

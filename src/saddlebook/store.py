@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -201,7 +202,8 @@ def _parsed(content: bytes) -> Record:
 
 def _read(path: Path, wanted: Experiment | None = None) -> Record:
     try:
-        record = _parsed(read_whole(path, MAX_BYTES))
+        # a copy: what a user changes in one must not come back to another
+        record = deepcopy(_parsed(read_whole(path, MAX_BYTES)))
         if record.key not in path.name:
             raise ValueError(f"the record of another experiment, {record.key}")
     except Exception as error:  # others may have written it

@@ -300,3 +300,11 @@ def test_spectra_from_before_digests_are_not_called_stale():
     del early["curvature"]
     old = Record.from_dict(record(provenance=early).to_dict())
     assert (old.measured_with, old.stale) == ("", False)
+
+
+def test_what_is_changed_in_a_record_does_not_come_back(tmp_path):
+    store = Store(tmp_path)
+    store.add(record())
+    store.get(record().experiment).curves["tail"][-1] = -1.0
+    store.get(record().experiment).spectra[0]["class"] = "mine"
+    assert store.get(record().experiment) == record()

@@ -328,8 +328,8 @@ def saddles(scale: str = "lite", results: str | Path = RESULTS) -> Card:
         "Is it saddles?",
         "on fixed images SAM lowers the tail's abs(λmin/λmax)",
         answer, found, _SADDLES,
-        "|λmin/λmax| of one class's loss, mean over the tail (paper: classes 7, 8; all "
-        "crops averaged: networks of other seeds)",
+        "|λmin/λmax| of a class's loss, mean over the tail (paper: classes 7, 8; all "
+        "crops: other seeds)",
         rows,
         ("ch11_as_published", "The measurement, taken apart"),
     )  # fmt: skip
