@@ -167,6 +167,8 @@ figures.show(
     ),
     f"Training loss of the tail classes on clean images, last epoch. {setting}",
 )
+
+# %% tags=["remove-input"]
 names = ("ρ", "eigenvalue, rarest class")
 figures.show(
     sweeps.plot_curve(ends, "rho", "value", "which", names=names),

@@ -19,7 +19,6 @@ workers = 1
 dataset = ""
 
 # %% tags=["remove-input"]
-import pandas as pd
 from saddlebook import figures, studies
 from saddlebook.book import Page, gather
 from saddlebook.data.sources import CLASS_NAMES
@@ -37,26 +36,22 @@ page = Page("ch10_what_explains_the_gain", vars())
 
 # %% tags=["remove-input"]
 fresh = gather.gather(page, "one_curve")
-judged = gather.verdicts(page, hypotheses.curve_family())
-more_found = gather.verdicts(page, hypotheses.knobs_family())
-optimised = gather.verdicts(page, hypotheses.adaptive_family())
-fewer_found = gather.verdicts(page, spectra_claims.images_family())
-sharp_found = gather.verdicts(page, sharpness.edge_family())
-turned_found = gather.verdicts(page, sharpness.outlier_family())
-everything = pd.concat(
-    [judged, more_found, optimised, fewer_found, sharp_found, turned_found]
-)
+everything = gather.verdicts(
+    page, hypotheses.curve_family(), hypotheses.knobs_family(),
+    hypotheses.adaptive_family(), spectra_claims.images_family(),
+    sharpness.edge_family(), sharpness.outlier_family(),
+)  # fmt: skip
+of = dict(iter(everything.groupby("family")))
+judged, more_found = of["one curve"], of["two more knobs"]
 found = gather.gather(
     page, "weight_decay", "optimizers", "sam_timing", "rho_ablation"
 )
-every = [record for some in found.values() for record in some]
-seen = list({record.key: record for record in every}.values())
+seen = [*{r.key: r for some in found.values() for r in some}.values()]
 page.claim(
-    "SAM with a large radius escapes the saddles of rare classes, and so "
-    "raises their accuracy",
+    "SAM escapes saddles of rare classes, and so raises their accuracy",
     "abstract",
     "It is not explained. How well the tail is fitted is a part of it: "
-    + claims.sentence(pd.concat([judged, more_found])),
+    + claims.sentence(everything[everything["claim"].str[0] == "a"]),
     f"on this page: {claims.counts(everything)}",
     report.cost(seen) if seen else "",
 )
@@ -76,22 +71,8 @@ page.claim(
 # where the idea comes from, and no evidence for it.
 
 # %% tags=["remove-input"]
-table = sweeps.runs(seen)
-table["knob"] = table["method"].str.replace(r" wd=.*", "", regex=True)
-names = (
-    "training loss of the tail (nats)",
-    "test accuracy of the tail (%)",
-)
 figures.show(
-    sweeps.plot_scatter(
-        table,
-        "tail_train_loss",
-        "tail",
-        "knob",
-        names=names,
-        log=True,
-        line="CE+DRW",
-    ),  # fmt: skip
+    sweeps.plot_knobs(seen, line="CE+DRW"),
     "Every run of CE+DRW under every knob, weight decays together. Grey: a line through "
     f"SGD's runs of all seeds, dashed beyond them. {sweeps.setting_or_none(seen)}",
 )
@@ -131,18 +112,8 @@ page.value("counts", claims.counts(judged))
 
 # %% tags=["remove-input"]
 more = gather.gather(page, "two_more_knobs")["two_more_knobs"]
-table = sweeps.runs([*fresh["one_curve"], *more])
-table["knob"] = table["method"].str.replace(r" wd=.*", "", regex=True)
 figures.show(
-    sweeps.plot_scatter(
-        table,
-        "tail_train_loss",
-        "tail",
-        "knob",
-        names=names,
-        log=True,
-        line="CE+DRW",
-    ),  # fmt: skip
+    sweeps.plot_knobs([*fresh["one_curve"], *more], line="CE+DRW"),
     "Every run of the fresh seeds. Grey: a line through SGD's runs of all seeds; a knob "
     "beyond their losses is judged by a line drawn on (dashed), that of its own seed. "
     f"{sweeps.setting_or_none(fresh['one_curve'])}",
@@ -244,23 +215,15 @@ page.table(
 # %% tags=["remove-input"]
 steps = gather.gather(page, "adaptive")["adaptive"]
 figures.show(
-    sweeps.plot_scatter(
-        sweeps.runs(steps).assign(
-            knob=lambda t: t["method"].str.split().str[0]
-        ),
-        "tail_train_loss",
-        "tail",
-        "knob",
-        names=names,
-        log=True,
-    ),
+    sweeps.plot_knobs(steps),
     "SGD, Adam and SignSGD, with and without re-weighting: how well the tail is learned by "
     f"heart, and how well it is recognised. {sweeps.setting_or_none(steps)}",
 )
 page.judged(
-    optimised, "Adam and SignSGD minus SGD, points, 95 % t-intervals"
+    of["adaptive steps"],
+    "Adam and SignSGD minus SGD, points, 95 % t-intervals",
 )
-page.value("counts_steps", claims.counts(optimised))
+page.value("counts_steps", claims.counts(of["adaptive steps"]))
 
 # %% [markdown]
 # ## A matter of how many images?
@@ -287,10 +250,10 @@ figures.show(
     "how many images there are. SGD, CE+DRW.",
 )
 page.judged(
-    fewer_found,
+    of["images"],
     "Differences of abs(λmin/λmax) of class 0, 95 % t-intervals",
 )
-page.value("counts_images", claims.counts(fewer_found))
+page.value("counts_images", claims.counts(of["images"]))
 
 # %% [markdown]
 # ## Far from any saddle: the edge
@@ -322,11 +285,11 @@ figures.show(
     f"rises as much and SAM's less. {sweeps.setting_or_none(sharp)}",
 )
 page.judged(
-    sharp_found,
+    of["edge"],
     "Doublings of λmax above its edge (b1, b2), the same minus SGD's (b3), and of λmax "
     "over SGD's (b4), 95 % t-intervals",
 )
-page.value("counts_edge", claims.counts(sharp_found))
+page.value("counts_edge", claims.counts(of["edge"]))
 
 # %% [markdown]
 # The noise of small batches is not in the formula, and a batch has sharper directions than
@@ -350,11 +313,11 @@ figures.show(
     f"Hessian; class 0 is the largest. {sweeps.setting_or_none(sharp)}",
 )
 page.judged(
-    turned_found,
+    of["outliers"],
     "Share of the tail's gradients in the ten highest eigenvectors, differences in percent "
     "points, 95 % t-intervals",
 )
-page.value("counts_outliers", claims.counts(turned_found))
+page.value("counts_outliers", claims.counts(of["outliers"]))
 
 # %% [markdown]
 # ## What could be wrong

@@ -148,6 +148,21 @@ def plot_scatter(
     return _named(ax, names[0] or x, names[1] or y, told or ["not run yet"])
 
 
+def plot_knobs(records: Iterable[Record], line: str = "") -> Axes:
+    """Every run's tail accuracy against its training loss, a colour for each knob.
+
+    Args:
+        records: Runs; those that differ in weight decay alone are one knob.
+        line: As in ``plot_scatter``.
+    """
+    table = runs(records)
+    table["knob"] = table["method"].str.replace(r" wd=.*", "", regex=True)
+    names = ("training loss of the tail (nats)", "test accuracy of the tail (%)")
+    return plot_scatter(
+        table, "tail_train_loss", "tail", "knob", names=names, log=True, line=line
+    )
+
+
 def look(name: str, i: int) -> dict[str, Any]:
     """Colour and marker: a group's own everywhere, else the i-th."""
     colour, marker = _GROUP_STYLES.get(name, (COLOURS[i % 5], _MARKERS[i % 8]))
