@@ -50,7 +50,7 @@ ITEMS = {
     " 'CE+DRW wd=0.0005,CE+DRW wd=0.002,CE+DRW+SAM wd=0.0005,CE+DRW+SAM wd=0.002'",
     "timing": "sam_timing bn_statistics --seeds 0,1,2",
     "spectra": "dynamics --seeds 3",
-    "whole": "whole largest all_images --seeds 3",
+    "whole": "whole largest largest_fixed all_images --seeds 3",
     "tf32": "table1 --seeds 0,1,2 --methods CE,CE+DRW+SAM --precision tf32",
 }
 

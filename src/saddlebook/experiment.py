@@ -38,8 +38,8 @@ _CHOICES = {
     "imbalance": ("exp", "step", "as_is"), "loss": ("ce", "ldam", "vs", "focal"),
     "pipeline": ("torchvision", "mapped"), "sam_climb": ("batch", "shard"),
     "spectra_plan": (
-        "classes", "head_images", "whole", "largest", "all_images", "views", "mixed",
-        "total", "outliers",
+        "classes", "head_images", "whole", "largest", "largest_fixed", "all_images",
+        "views", "mixed", "total", "outliers",
     ),
     "schedule": ("steps", "cosine"), "sam_bn": ("both", "first"),
     "precision": PRECISIONS,
@@ -132,8 +132,8 @@ class Experiment:
         spectra_at: Epochs whose class spectra are measured.
         spectra_images: Most images of a class that its spectra use; None is all.
         spectra_plan: A name in ``measure.PLANS``: ``classes``, ``head_images``,
-            ``whole``, ``largest``, ``all_images``, ``views``, ``mixed``, ``total`` or
-            ``outliers``.
+            ``whole``, ``largest``, ``largest_fixed``, ``all_images``, ``views``,
+            ``mixed``, ``total`` or ``outliers``.
         seed: Of initial weights, order and augmentation; the split is always seed 0.
         classes: Of your own images, their number; ``run`` fills it in.
         images_digest: Of your own images, 16 hex digits; ``run`` fills it in.

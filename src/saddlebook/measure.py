@@ -111,12 +111,18 @@ def _head_images(experiment: Experiment) -> Items:
 
 def _whole(experiment: Experiment) -> Items:
     """Of every image: the rarest class of the head, as published and fixed."""
-    return _of_every_image(experiment, class_groups(experiment.num_classes)["head"][-1])
+    rarest = class_groups(experiment.num_classes)["head"][-1]
+    return _of_every_image(experiment, rarest, "as_published", "clean")
 
 
 def _largest(experiment: Experiment) -> Items:
-    """Of every image: so the largest class."""
-    return _of_every_image(experiment, 0)
+    """Of every image, as published: so the largest class."""
+    return _of_every_image(experiment, 0, "as_published")
+
+
+def _largest_fixed(experiment: Experiment) -> Items:
+    """The same with images fixed."""
+    return _of_every_image(experiment, 0, "clean")
 
 
 def _all_images(experiment: Experiment) -> Items:
@@ -127,14 +133,14 @@ def _all_images(experiment: Experiment) -> Items:
     ]
 
 
-def _of_every_image(experiment: Experiment, class_: int) -> Items:
+def _of_every_image(experiment: Experiment, class_: int, *modes: str) -> Items:
     if experiment.is_own:
         return _classes(experiment)
-    modes: list[tuple[str, dict[str, str]]] = [("as_published", _BF16), ("clean", {})]
     return [
-        measurement(epoch, class_, mode, whole=True) | more
+        measurement(epoch, class_, mode, whole=True)
+        | (_BF16 if mode == "as_published" else {})
         for epoch in experiment.spectra_at
-        for mode, more in modes
+        for mode in modes
     ]
 
 
@@ -178,8 +184,8 @@ def _of_total(epoch: int, mode: str) -> dict[str, Any]:
 
 PLANS: dict[str, Callable[[Experiment], Items]] = {
     "classes": _classes, "head_images": _head_images, "whole": _whole,
-    "largest": _largest, "all_images": _all_images, "views": _views, "mixed": _mixed,
-    "total": _total, "outliers": _outliers,
+    "largest": _largest, "largest_fixed": _largest_fixed, "all_images": _all_images,
+    "views": _views, "mixed": _mixed, "total": _total, "outliers": _outliers,
 }  # fmt: skip
 
 

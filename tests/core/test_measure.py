@@ -131,9 +131,16 @@ def test_mixed_batches_take_the_images_of_all_classes_whatever_is_allowed():
 
 WHOLE = {
     "whole": [(2, "as_published_whole", "bf16"), (2, "clean_whole", None)],
-    "largest": [(0, "as_published_whole", "bf16"), (0, "clean_whole", None)],
+    "largest_fixed": [(0, "clean_whole", None)],
     "all_images": [(None, "clean_whole", "bf16")],
 }  # fmt: skip
+
+
+def test_the_largest_class_as_published_is_a_plan_of_its_own():
+    exp = replace(TINY, scale="lite", spectra_at=(3,), spectra_plan="largest")
+    (item,) = measure.spectra_plan(exp)
+    assert (item["class"], item["mode"]) == (0, "as_published_whole")
+    assert item["precision"] == "bf16"
 
 
 @pytest.mark.parametrize("plan", WHOLE)
