@@ -126,9 +126,8 @@ page.table(
 # ### In the paper's own setting
 #
 # All of CIFAR-10-LT, ResNet-32, 200 epochs; {glue:text}`paper_runs` of each method, so no
-# verdict. Spectra of at most 100 images of a class, and of class 2 whole, too: classes 8 and
-# 9 have fewer, the largest class is a fiftieth of itself and says nothing about the other
-# images.
+# verdict. Spectra of at most 100 images of a class; classes 8 and 9 have no more. Of classes 0
+# and 2 also of all images, which is another story ({doc}`ch11_as_published`).
 
 # %% tags=["remove-input"]
 page.table(

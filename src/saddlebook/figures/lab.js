@@ -139,7 +139,7 @@ export function ends(runs, mode) {
 function curvature(stored, yours, size) {
   const rows = [ends(stored, "clean"), ends(yours, "clean"), ends(yours, "as_published")];
   const most = rows.flat().flatMap((s) => [s.min, s.max]);
-  const view = picture({ title: "Rarest class: λmax, λmin", xLabel: "ρ; rings images fixed, crosses as published", yLabel: "",
+  const view = picture({ title: "Rarest class: λmax blue, λmin orange", xLabel: "ρ; dots stored, rings yours, ×: as published", yLabel: "",
     x: { domain: domain([0, 0.1, ...rows.flat().map((s) => s.rho)], 0.04) }, y: { domain: domain(most.length ? [0, ...most] : [-1, 1], 0.08) }, ...size });
   const cross = (x, y, kind) => svg("path", { class: kind,
     d: `M${view.x(x) - 5} ${view.y(y) - 5}l10 10m0 -10l-10 10` });
