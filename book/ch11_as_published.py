@@ -1,9 +1,8 @@
 # %% [markdown]
 # # As published or corrected
 #
-# Released code is a gift: without it nobody could ask the questions of this chapter. It
-# also has its oddities, as all code has. Here each one that we know of is named and,
-# where records or a few lines of arithmetic allow, measured. The largest concerns the
+# Released code is a gift, and has its oddities, as all code has. Here each one that we know
+# of is named and, where records or a few lines of arithmetic allow, measured. The largest concerns the
 # curvature figure.
 
 # %% tags=["parameters", "remove-cell"]
@@ -234,8 +233,8 @@ page.judged(
 page.value("counts_batches", claims.counts(batches_found))
 
 # %% [markdown]
-# Both ends are smaller in mixed batches, the largest more than the lowest, so the ratio is
-# larger; it stays far from the paper's, and SAM's above that of SGD.
+# Both ends shrink, the largest more, so the ratio grows; it stays far from the paper's, and
+# SAM's above that of SGD.
 
 # %% [markdown]
 # ## Is it the tail, or is it few images?
@@ -301,10 +300,9 @@ page.value("total_printed", ends)
 # of images; that its tail stands high for the same reason, hypothesis (c2) of
 # {doc}`ch10_what_explains_the_gain` tests at laptop scale.
 #
-# For the loss of all images the paper prints {glue:text}`total_printed` with SGD, by the
-# released procedure. Of fixed images our network has the row above: a larger $\lambda_{\max}$,
-# and a negative end that is small beside it, as in every class. As published it was not
-# measured; a redrawn product of all images takes minutes.
+# For the loss of all images the paper prints {glue:text}`total_printed` with SGD, as
+# published. Fixed images give the row above: a negative end that is small beside a larger
+# $\lambda_{\max}$.
 
 # %% [markdown]
 # ## The epoch that is best on the test set
