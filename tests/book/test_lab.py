@@ -79,17 +79,17 @@ def test_a_page_tells_the_difference_at_the_radius_that_is_chosen(shown):
         panel.choose(rho=rho)
         tail = panel.comparison().set_index("group").loc["tail", "difference"]
         told = f"{tail:+g}".replace("-", "−")
-        lab.locator(".sb-table td", has_text=told).first.wait_for()
+        lab.locator(".sb-compared td", has_text=told).first.wait_for()
     box.fill("0.07")  # nothing is stored there
     box.press("Enter")
-    lab.locator(".sb-table table").wait_for(state="detached")
+    lab.locator(".sb-compared table").wait_for(state="detached")
     assert lab.get_by_label("data").is_disabled()
 
 
 def test_a_preset_asks_for_a_guess_before_it_tells(shown):
     panel, lab = shown()
     shown(panel.to_html().replace('"kernel":false', '"kernel":true'))
-    status, table = lab.locator(".sb-status"), lab.locator(".sb-table table")
+    status, table = lab.locator(".sb-status"), lab.locator(".sb-compared table")
     lab.get_by_role("button", name="too large", exact=True).click()
     status.filter(has_text="First say").wait_for()
     lab.get_by_role("button", name="fall", exact=True).click()
