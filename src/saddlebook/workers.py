@@ -264,8 +264,7 @@ class _Crew:
             self.left.remove(ready[0])
             self.busy[pipe] = ready[0]
             self.heard[pipe] = time.monotonic()
-            with suppress(OSError):  # a worker that is gone is found by ``_hear``
-                pipe.send(ready[0])
+            _tell(pipe, ready[0])
         elif not self.left:
             del self.busy[pipe]
 
@@ -278,21 +277,25 @@ class _Crew:
         self.asked = min(self.asked, time.monotonic())
         for pipe, group in self.busy.items():
             if group:
-                with suppress(OSError):
-                    pipe.send("stop")
+                _tell(pipe, "stop")
 
     def _dismiss(self) -> None:
         """Let every worker go: those at work save their state first."""
         for pipe in self.processes:
-            with suppress(OSError):
-                pipe.send("stop")
-                pipe.send(None)
+            _tell(pipe, "stop")
+            _tell(pipe, None)
         for pipe, process in self.processes.items():
             process.join(_PATIENCE)
             pipe.close()
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+def _tell(pipe: Any, what: object) -> None:
+    """Send to a worker; one that is gone is found by ``_hear``."""
+    with suppress(OSError):
+        pipe.send(what)
 
 
 class _Voice:

@@ -369,10 +369,10 @@ def _exported(file: str, content: bytes, options: argparse.Namespace) -> Subject
     if named and options.data != exp.dataset:
         raise UsageError(f"{file} was trained on {exp.dataset}, not {options.data}")
     dataset = data.load(exp.dataset, options.root if named else options.data)
-    as_is = exp.imbalance == "as_is"
     images = folders.of_dataset(
         dataset,
-        *((None, None) if as_is else (exp.imbalance_factor, exp.largest_class)),
+        exp.imbalance_factor,
+        exp.largest_class,
         imbalance=exp.imbalance,
         held_out=options.held_out,
         image_size=exp.image_size,

@@ -111,7 +111,7 @@ def of_dataset(
     image_size: int | None = None,
 ) -> Images:
     """Images of a data set, long-tailed or whole; arguments as in ``find_images``."""
-    if imbalance_factor or max_count:
+    if imbalance != "as_is" and (imbalance_factor or max_count):
         largest = max_count or int(torch.bincount(dataset.train_labels).min())
         tail = data.class_counts(
             largest, dataset.num_classes, imbalance_factor or 1.0, imbalance

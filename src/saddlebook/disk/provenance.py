@@ -49,6 +49,7 @@ SAME_CURVES = frozenset(
     | {"00ed2bb22795f4b9", "078917e9573399eb", "1b553f709c824ede", "6cf7ba36823d723b"}
     | {"59d809008753d97c", "7b0984d8b26e58e7", "4de01d719c608f2a", "6268896d0edbd49c"}
     | {"004cdfa179fb2338", "fbd7361b9b9ffa09", "0e6cdaa186314e02", "c54e2b0db9c01485"}
+    | {"352d592cb67f7777"}
 )
 # The same for tests/curvature/test_golden_spectra.py.
 SAME_SPECTRA = frozenset(

@@ -360,8 +360,9 @@ class _LargeRun:
             check_same(meta, self._meta(), path)
             for name, tensor in self._tensors().items():
                 tensor.data.copy_(tensors[name])
+            state = {"numerics": ""} | meta  # younger than some checkpoints
             for name in _STATE:
-                setattr(self, name, meta[name] if name in meta else "")
+                setattr(self, name, state[name])
         self.resumes += 1
 
 
