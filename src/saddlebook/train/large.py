@@ -360,9 +360,8 @@ class _LargeRun:
             check_same(meta, self._meta(), path)
             for name, tensor in self._tensors().items():
                 tensor.data.copy_(tensors[name])
-            state = {"numerics": ""} | meta  # younger than some checkpoints
-            for name in _STATE:
-                setattr(self, name, state[name])
+            for name in _STATE:  # ``numerics`` is younger than some checkpoints
+                setattr(self, name, ({"numerics": ""} | meta)[name])
         self.resumes += 1
 
 
